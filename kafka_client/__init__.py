@@ -1,0 +1,1 @@
+"""A small trio client for brokers: raw frames and typed calls."""

@@ -1,0 +1,1 @@
+"""What is true: models, the store, watches, leases, operations, the controller."""

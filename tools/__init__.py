@@ -1,0 +1,1 @@
+"""Local clusters, test clients and benchmarks; never installed with the application."""
