@@ -1,0 +1,187 @@
+"""What the store keeps, as frozen values, and the keys they are kept under.
+
+Everything below `view/` is what workers follow: together it is the federation's state at one revision. What
+workers write about themselves (registrations, acknowledged revisions) and what nobody decides by (inventory,
+history) lies outside, so that an acknowledgement does not itself make a new revision to acknowledge.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from runtime.settings import Cluster, Placement
+
+STRIDE = 100_000
+MAX_CLUSTER_INDEX = 4094
+
+VIEW = "view/"
+FEDERATION = "view/federation"
+PLACEMENT = "view/placement"
+FEATURES = "view/features"
+CLUSTERS = "view/clusters/"
+ADDRESSES = "view/addresses/"
+TOPICS = "view/topics/"
+GROUP_HOMES = "view/homes/groups/"
+TRANSACTION_HOMES = "view/homes/transactions/"
+STUBS = "view/stubs/"
+OPERATIONS = "view/operations/"
+WORKERS = "workers/registered/"
+LEASES = "workers/leases/"
+INVENTORY = "inventory/"
+HISTORY = "history/"
+CONTROLLER = "controller"
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Unknown keys are ignored on reading, so that a record of the next version is still understood."""
+
+
+class FederationRecord(_Record):
+    """Name and identity. `cluster_id` is what clients see as the logical cluster's id."""
+
+    name: str
+    cluster_id: str
+    created: float
+
+
+class ClusterRecord(_Record):
+    """One physical cluster. `index` is given once, for ever; a removed cluster keeps its record and its index."""
+
+    name: str
+    index: int
+    settings: Cluster
+    state: Literal["active", "removed"] = "active"
+    kafka_id: str | None = None  # its own cluster.id, once seen: another id behind the same name is refused
+
+
+class AddressBook(_Record):
+    """The ports of one listener's virtual brokers, `"east/1" -> 9301`; given once, never reused while listed."""
+
+    ports: dict[str, int] = {}
+
+
+class PlacementEpoch(_Record):
+    """One entry of a topic's timeline: from logical offset `first[partition]` on it is served by `cluster`."""
+
+    cluster: str
+    topic_id: str  # the physical topic's id on that cluster, 32 hex digits
+    first: dict[int, int] = {}
+    physical_epochs: dict[int, tuple[tuple[int, int], ...]] = {}
+    tag_producers: bool = False  # add placement_epoch << 52 to producer ids: this cluster has held the topic before
+
+
+class TopicRecord(_Record):
+    """A logical topic. `id` is its logical topic id (32 hex digits) and never changes; `timeline` never shrinks.
+
+    `conflict` names the other clusters where an unrelated topic of the same name exists (hidden from clients).
+    `hold` names the operation that is holding writes at this moment.
+    """
+
+    name: str
+    id: str
+    timeline: tuple[PlacementEpoch, ...]
+    partitions: int
+    standbys: tuple[str, ...] = ()
+    writes: Literal["available", "leased"] = "available"
+    conflict: tuple[str, ...] = ()
+    hold: str | None = None
+    created: float = 0.0
+    adopted: bool = False  # existed before the federation knew it
+
+    @property
+    def cluster(self) -> str:
+        """The cluster that serves it now."""
+        return self.timeline[-1].cluster
+
+    @property
+    def epoch(self) -> int:
+        """The placement epoch, 0 for a topic that never moved."""
+        return len(self.timeline) - 1
+
+
+class HomeRecord(_Record):
+    """The cluster that coordinates a group or a transactional id.
+
+    `written` is False for a transactional id that has named no topic yet: the first topic it names decides.
+    `conflict` names other clusters where the group is live or has commits: shown, and left to the operator.
+    """
+
+    name: str
+    cluster: str
+    written: bool = True
+    conflict: tuple[str, ...] = ()
+
+
+class StubRecord(_Record):
+    """An empty, closed topic on a group's home that stands in for a topic which lives elsewhere."""
+
+    topic: str
+    cluster: str
+    topic_id: str  # the stub's own id on `cluster`
+    partitions: int
+
+
+class FeaturesRecord(_Record):
+    """The finalized features clients are told: the minimum over the clusters, with an epoch that only grows."""
+
+    epoch: int = 0
+    levels: dict[str, int] = {}
+
+
+class WorkerRecord(_Record):
+    """A registered process. The registration outlives its lease; an operator removes it when the process is dead."""
+
+    instance: str
+    worker: int
+    role: Literal["proxy", "controller", "replicator"]
+    pid: int
+    host: str
+    started: float
+    version: str
+
+
+class LeaseRecord(_Record):
+    """Lives as long as the worker's lease. `acknowledged` is the newest store revision its view has applied."""
+
+    acknowledged: int
+    connections: int = 0
+
+
+class OperationRecord(_Record):
+    """A durable, resumable piece of work; each step is recorded before and after it is done."""
+
+    id: str
+    kind: str
+    state: Literal["planned", "running", "paused", "done", "failed", "aborted"]
+    step: str
+    started: float
+    by: str
+    plan: dict[str, object] = {}
+    result: dict[str, object] = {}
+
+
+class ChangeRecord(_Record):
+    """History: who changed what, when, what was planned and what came of it."""
+
+    at: float
+    by: str
+    what: str
+    plan: dict[str, object] = {}
+    result: dict[str, object] = {}
+
+
+class PlacementRecord(_Record):
+    """The live placement rules (seeded from the file once)."""
+
+    placement: Placement
+    version: int = 1
+
+
+def topic_key(name: str) -> str:
+    return TOPICS + name
+
+
+def stub_key(cluster: str, topic: str) -> str:
+    return f"{STUBS}{cluster}/{topic}"

@@ -1,0 +1,293 @@
+"""The configuration file: what its keys mean, and errors that name the key to change.
+
+The file seeds the store once (`clusters`, `placement`); the rest (`store`, `proxy`, `admin`, `log`) belongs to the
+process that reads it. Passwords may be given as `password`, or better as `password_file`, which is re-read when it
+changes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import yaml
+
+NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+
+
+class SettingsError(ValueError):
+    """The configuration is wrong; the message names the key and what to change."""
+
+
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class TlsClient(_Settings):
+    """TLS towards brokers or etcd. Files are PEM and are re-read for new connections when they change."""
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    verify_hostname: bool = True
+
+
+class Sasl(_Settings):
+    """The service's own credentials on a cluster, for what it asks for itself."""
+
+    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
+    username: str | None = None
+    password: str | None = None
+    password_file: str | None = None
+    token_file: str | None = None
+
+
+class EmbeddedStore(_Settings, tag_field="kind", tag="embedded"):
+    """A durable store of one machine, shared by its processes over a Unix socket. `path` is a directory."""
+
+    path: str
+
+
+class EtcdStore(_Settings, tag_field="kind", tag="etcd"):
+    """etcd: `endpoints` are URLs; a change of `password_file` applies to the next authentication."""
+
+    endpoints: tuple[str, ...]
+    tls: TlsClient | None = None
+    username: str | None = None
+    password: str | None = None
+    password_file: str | None = None
+
+
+class Cluster(_Settings):
+    """One physical cluster, as a Kafka client would reach it."""
+
+    bootstrap: tuple[str, ...]
+    tls: TlsClient | None = None
+    sasl: Sasl | None = None
+    # How this cluster decides who may do what, for calls that reach it on behalf of a client of another cluster
+    # where delegation tokens are switched off: `auto` asks the cluster; `other` (a custom authorizer) refuses them.
+    authorizer: Literal["auto", "none", "standard", "other"] = "auto"
+    super_users: tuple[str, ...] = ()
+    allow_everyone: bool = False
+
+
+class Rule(_Settings):
+    """Places new topics, groups or transactional ids whose whole name matches; the first match decides."""
+
+    cluster: str
+    topics: str | None = None
+    groups: str | None = None
+    transactional_ids: str | None = None
+    standbys: tuple[str, ...] = ()
+    writes: Literal["available", "leased"] = "available"
+
+
+class Placement(_Settings):
+    """Where new topics, groups and transactional ids go; what exists is never moved by a rule."""
+
+    default: str
+    standbys: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+
+class TlsServer(_Settings):
+    """TLS towards clients. `client_ca` asks for client certificates and maps their subject to a principal."""
+
+    cert: str
+    key: str
+    client_ca: str | None = None
+
+
+class Listener(_Settings):
+    """An address clients connect to, with a port per virtual broker out of `broker_ports` (`"9301-9399"`).
+
+    `sni` instead names virtual brokers by host behind the one port (needs `tls`): a pattern with `{cluster}` and
+    `{broker}`, for example `"b{broker}.{cluster}.kafka.example.org"`.
+    """
+
+    name: str = "main"
+    bind: str = "127.0.0.1"
+    port: int = 9300
+    advertised: str | None = None
+    broker_ports: str | None = None
+    sni: str | None = None
+    tls: TlsServer | None = None
+
+
+class Limits(_Settings):
+    """Bounds of one proxy worker. Sizes in bytes, times in seconds."""
+
+    max_request_bytes: int = 104857600  # socket.request.max.bytes of a broker
+    max_response_bytes: int = 1073741824
+    buffered_bytes: int = 268435456  # of frames that must be held whole, over all connections of a worker
+    connections: int = 20000
+    connections_per_address: int = 5000
+    first_bytes_timeout: float = 30.0  # until a new connection's first whole request header
+    frame_timeout: float = 60.0  # for the rest of a frame once it has begun
+    write_timeout: float = 120.0  # a peer that does not read for so long is dropped
+    connect_timeout: float = 5.0
+    idle_timeout: float = 660.0  # a little above the 9 and 10 minutes of clients and brokers
+    drain_timeout: float = 10.0
+
+
+class Proxy(_Settings):
+    """The listeners of a proxy, and how many worker processes share them."""
+
+    listeners: tuple[Listener, ...] = (Listener(broker_ports="9301-9399"),)
+    workers: int = 1
+    # The federation answers for topics that do not exist as these brokers' auto.create.topics.enable would.
+    auto_create_topics: bool = False
+    limits: Limits = Limits()
+
+
+class Admin(_Settings):
+    """The admin API, `/metrics`, `/healthz` and `/readyz`. A token is required unless `bind` is loopback."""
+
+    bind: str = "127.0.0.1"
+    port: int = 9380
+    token_file: str | None = None
+    tls: TlsServer | None = None
+
+
+class Log(_Settings):
+    """Logs go to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Settings(_Settings):
+    """The whole file."""
+
+    federation: str
+    store: EmbeddedStore | EtcdStore
+    clusters: dict[str, Cluster]
+    placement: Placement
+    proxy: Proxy = Proxy()
+    admin: Admin = Admin()
+    log: Log = Log()
+
+
+def port_range(text: str, key: str) -> range:
+    """`"9301-9399"` as a range, or SettingsError naming `key`."""
+    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
+    if not match or not 0 < int(match[1]) <= int(match[2]) < 65536:
+        raise SettingsError(f"{key}: {text!r} is no range of ports; write it like 9301-9399")
+    return range(int(match[1]), int(match[2]) + 1)
+
+
+def _check(settings: Settings) -> None:
+    def known(cluster: str, key: str) -> None:
+        if cluster not in settings.clusters:
+            names = ", ".join(sorted(settings.clusters))
+            raise SettingsError(f"{key}: no cluster {cluster!r} under clusters (there are: {names})")
+
+    if not NAME.fullmatch(settings.federation):
+        raise SettingsError("federation: use lower-case letters, digits, '.', '_' and '-'")
+    if not settings.clusters:
+        raise SettingsError("clusters: name at least one cluster")
+    for name, cluster in settings.clusters.items():
+        key = f"clusters.{name}"
+        if not NAME.fullmatch(name):
+            raise SettingsError(f"{key}: use lower-case letters, digits, '.', '_' and '-' in a cluster's name")
+        if not cluster.bootstrap:
+            raise SettingsError(f"{key}.bootstrap: name at least one HOST:PORT")
+        for one in cluster.bootstrap:
+            if not re.fullmatch(r".+:\d{1,5}", one):
+                raise SettingsError(f"{key}.bootstrap: {one!r} is not HOST:PORT")
+        if cluster.sasl:
+            check_sasl(cluster.sasl, f"{key}.sasl")
+    known(settings.placement.default, "placement.default")
+    for one in settings.placement.standbys:
+        known(one, "placement.standbys")
+    for n, rule in enumerate(settings.placement.rules):
+        key = f"placement.rules[{n}]"
+        known(rule.cluster, f"{key}.cluster")
+        for one in rule.standbys:
+            known(one, f"{key}.standbys")
+        patterns = {"topics": rule.topics, "groups": rule.groups, "transactional_ids": rule.transactional_ids}
+        if not any(patterns.values()):
+            raise SettingsError(f"{key}: give topics, groups or transactional_ids")
+        for field, pattern in patterns.items():
+            try:
+                re.compile(pattern or "")
+            except re.error as error:
+                raise SettingsError(f"{key}.{field}: {pattern!r} is no regular expression: {error}") from None
+    _check_listeners(settings)
+
+
+def check_sasl(sasl: Sasl, key: str) -> None:
+    """SettingsError where a mechanism's credentials are incomplete."""
+    if sasl.mechanism == "OAUTHBEARER":
+        if not sasl.token_file:
+            raise SettingsError(f"{key}.token_file: OAUTHBEARER needs a file that holds the token")
+    elif not sasl.username or (sasl.password is None) == (sasl.password_file is None):
+        raise SettingsError(f"{key}: {sasl.mechanism} needs username and one of password, password_file")
+
+
+def _check_listeners(settings: Settings) -> None:
+    if settings.proxy.workers < 1:
+        raise SettingsError("proxy.workers: at least 1")
+    if not settings.proxy.listeners:
+        raise SettingsError("proxy.listeners: at least one listener")
+    names: set[str] = set()
+    taken: dict[tuple[str, int], str] = {}
+    if settings.admin.port:
+        taken[settings.admin.bind, settings.admin.port] = "admin.port"
+    for n, listener in enumerate(settings.proxy.listeners):
+        key = f"proxy.listeners[{n}]"
+        if listener.name in names:
+            raise SettingsError(f"{key}.name: {listener.name!r} is used twice")
+        names.add(listener.name)
+        if (listener.sni is None) == (listener.broker_ports is None):
+            raise SettingsError(f"{key}: give broker_ports (a port per virtual broker) or sni (a host name pattern)")
+        if listener.sni is not None:
+            if listener.tls is None:
+                raise SettingsError(f"{key}.sni: needs tls, since the name is read from the TLS handshake")
+            if "{broker}" not in listener.sni or "{cluster}" not in listener.sni:
+                raise SettingsError(f"{key}.sni: the pattern must contain {{cluster}} and {{broker}}")
+        ports = [listener.port]
+        if listener.broker_ports is not None:
+            ports += port_range(listener.broker_ports, f"{key}.broker_ports")
+        for port in ports:
+            if not 0 < port < 65536:
+                raise SettingsError(f"{key}.port: {port} is no port")
+            if (other := taken.get((listener.bind, port))) is not None:
+                raise SettingsError(f"{key}: port {port} is already used by {other}")
+            taken[listener.bind, port] = key
+
+
+def parse(text: str) -> Settings:
+    """Settings from YAML text.
+
+    Raises:
+        SettingsError: not YAML, an unknown or missing key, or a value that cannot be meant.
+    """
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"not YAML: {' '.join(str(error).split())}") from None
+    try:
+        settings = msgspec.convert(raw, Settings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(str(error).replace(" - at `$.", ": at `").replace(" - at `$", " - at `")) from None
+    _check(settings)
+    return settings
+
+
+def load(path: str | Path) -> Settings:
+    """Settings from a file; relative paths inside it stay relative to the working directory.
+
+    Raises:
+        SettingsError: the file cannot be read, or `parse` refuses it.
+    """
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        return parse(text)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
