@@ -1,7 +1,7 @@
 """Gets the Kafka release named in pom.xml, once per machine.
 
-The jars lie outside the work tree, in `${KFED_CACHE:-${XDG_CACHE_HOME:-~/.cache}/kfed}/kafka-<version>/`, in a directory
-named after the hash of pom.xml: a changed pom.xml gets a new directory, and nobody ever sees a half-filled one.
+The jars lie outside the work tree, under `${KFED_CACHE:-${XDG_CACHE_HOME:-~/.cache}/kfed}/kafka-<version>/`, in a
+directory named after the hash of pom.xml: a changed pom.xml gets a new one, and nobody ever sees one half-filled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def version() -> str:
 def cache() -> Path:
     """The directory of this release: jars, compiled test client, formatted storage."""
     configured = os.environ.get("KFED_CACHE")
-    base = Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kfed"
+    base = (
+        Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kfed"
+    )
     return base / f"kafka-{version()}"
 
 

@@ -61,7 +61,7 @@ def start(
         raise FileNotFoundError("setpriv is missing (Debian: util-linux)")
     return _starter(os.getpid()).start(
         functools.partial(
-            subprocess.Popen,
+            subprocess.Popen[bytes],
             [setpriv, "--pdeathsig", "KILL", "--", *argv],
             stdin=stdin,
             stdout=stdout,

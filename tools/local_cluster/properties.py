@@ -62,7 +62,7 @@ def login(mechanism: Mechanism, **options: str) -> str:
 def protocols(spec: ClusterSpec) -> dict[str, str]:
     """Listener -> security protocol, the way a broker needs them."""
     among_brokers = "SASL_PLAINTEXT" if spec.has_internal_listener else "PLAINTEXT"
-    listeners = {listener: str(listener) for listener in spec.listeners}
+    listeners: dict[str, str] = {listener: listener for listener in spec.listeners}
     if spec.has_internal_listener:
         listeners[INTERNAL] = among_brokers
     return {**listeners, CONTROLLER: among_brokers}

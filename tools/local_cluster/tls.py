@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -23,6 +24,8 @@ class Certificate:
     chain: Path
     key: Path
     both: Path
+    # Who a broker takes its bearer for, without mapping rules.
+    principal: str
 
 
 class Authority:
@@ -37,7 +40,6 @@ class Authority:
         return self._write(f"server-{name}", self._ca.issue_cert(*LOCAL_NAMES, *hosts, common_name=name))
 
     def client(self, name: str) -> Certificate:
-        """Its principal at a broker is `User:CN=<name>,OU=...,O=...` unless mapping rules say otherwise."""
         return self._write(f"client-{name}", self._ca.issue_cert(f"{name}.client", common_name=name))
 
     def _write(self, stem: str, issued: trustme.LeafCert) -> Certificate:
@@ -46,7 +48,13 @@ class Authority:
             Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
         )
         chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
-        made = Certificate(*(self._directory / f"{stem}.{kind}.pem" for kind in ("chain", "key", "both")))
+        subject = x509.load_pem_x509_certificate(chain).subject
+        made = Certificate(
+            chain=self._directory / f"{stem}.chain.pem",
+            key=self._directory / f"{stem}.key.pem",
+            both=self._directory / f"{stem}.both.pem",
+            principal=f"User:{subject.rfc4514_string()}",
+        )
         made.chain.write_bytes(chain)
         made.key.write_bytes(key)
         made.both.write_bytes(key + chain)
