@@ -22,10 +22,15 @@ class SettingsError(ValueError):
 
 
 class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
+    def __repr__(self) -> str:
+        """Without passwords: settings end up in tracebacks and logs."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        if values.get("password") is not None:
+            values["password"] = "***"  # noqa: S105
+        return f"{type(self).__name__}({', '.join(f'{name}={one!r}' for name, one in values.items())})"
 
 
-class TlsClient(_Settings):
+class TlsClient(_Settings, frozen=True):
     """TLS towards brokers or etcd. Files are PEM and are re-read for new connections when they change."""
 
     ca: str | None = None
@@ -34,7 +39,7 @@ class TlsClient(_Settings):
     verify_hostname: bool = True
 
 
-class Sasl(_Settings):
+class Sasl(_Settings, frozen=True):
     """The service's own credentials on a cluster, for what it asks for itself."""
 
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
@@ -44,13 +49,13 @@ class Sasl(_Settings):
     token_file: str | None = None
 
 
-class EmbeddedStore(_Settings, tag_field="kind", tag="embedded"):
+class EmbeddedStore(_Settings, frozen=True, tag_field="kind", tag="embedded"):
     """A durable store of one machine, shared by its processes over a Unix socket. `path` is a directory."""
 
     path: str
 
 
-class EtcdStore(_Settings, tag_field="kind", tag="etcd"):
+class EtcdStore(_Settings, frozen=True, tag_field="kind", tag="etcd"):
     """etcd: `endpoints` are URLs; a change of `password_file` applies to the next authentication."""
 
     endpoints: tuple[str, ...]
@@ -60,7 +65,7 @@ class EtcdStore(_Settings, tag_field="kind", tag="etcd"):
     password_file: str | None = None
 
 
-class Cluster(_Settings):
+class Cluster(_Settings, frozen=True):
     """One physical cluster, as a Kafka client would reach it."""
 
     bootstrap: tuple[str, ...]
@@ -73,7 +78,7 @@ class Cluster(_Settings):
     allow_everyone: bool = False
 
 
-class Rule(_Settings):
+class Rule(_Settings, frozen=True):
     """Places new topics, groups or transactional ids whose whole name matches; the first match decides."""
 
     cluster: str
@@ -84,7 +89,7 @@ class Rule(_Settings):
     writes: Literal["available", "leased"] = "available"
 
 
-class Placement(_Settings):
+class Placement(_Settings, frozen=True):
     """Where new topics, groups and transactional ids go; what exists is never moved by a rule."""
 
     default: str
@@ -92,7 +97,7 @@ class Placement(_Settings):
     rules: tuple[Rule, ...] = ()
 
 
-class TlsServer(_Settings):
+class TlsServer(_Settings, frozen=True):
     """TLS towards clients. `client_ca` asks for client certificates and maps their subject to a principal."""
 
     cert: str
@@ -100,7 +105,7 @@ class TlsServer(_Settings):
     client_ca: str | None = None
 
 
-class Listener(_Settings):
+class Listener(_Settings, frozen=True):
     """An address clients connect to, with a port per virtual broker out of `broker_ports` (`"9301-9399"`).
 
     `sni` instead names virtual brokers by host behind the one port (needs `tls`): a pattern with `{cluster}` and
@@ -116,7 +121,7 @@ class Listener(_Settings):
     tls: TlsServer | None = None
 
 
-class Limits(_Settings):
+class Limits(_Settings, frozen=True):
     """Bounds of one proxy worker. Sizes in bytes, times in seconds."""
 
     max_request_bytes: int = 104857600  # socket.request.max.bytes of a broker
@@ -132,7 +137,7 @@ class Limits(_Settings):
     drain_timeout: float = 10.0
 
 
-class Proxy(_Settings):
+class Proxy(_Settings, frozen=True):
     """The listeners of a proxy, and how many worker processes share them."""
 
     listeners: tuple[Listener, ...] = (Listener(broker_ports="9301-9399"),)
@@ -142,7 +147,7 @@ class Proxy(_Settings):
     limits: Limits = Limits()
 
 
-class Admin(_Settings):
+class Admin(_Settings, frozen=True):
     """The admin API, `/metrics`, `/healthz` and `/readyz`. A token is required unless `bind` is loopback."""
 
     bind: str = "127.0.0.1"
@@ -151,14 +156,14 @@ class Admin(_Settings):
     tls: TlsServer | None = None
 
 
-class Log(_Settings):
+class Log(_Settings, frozen=True):
     """Logs go to stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
 
 
-class Settings(_Settings):
+class Settings(_Settings, frozen=True):
     """The whole file."""
 
     federation: str
