@@ -4,10 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.stamp
 
-PACKAGES := kafka_wire metadata_service offset_sync replicator proxy kafka_client runtime cli console
+PACKAGES := kafka_wire metadata_service offset_sync replicator proxy kafka_client runtime admin cli console
 SOURCES  := $(PACKAGES) tools tests
 
-.PHONY: setup requirements check
+.PHONY: setup requirements kafka format check test soak bench demo clean
 
 setup: $(STAMP)
 
@@ -19,6 +19,38 @@ $(STAMP): requirements-dev.txt pyproject.toml
 
 # Locks again. The runtime lock is constrained by the development lock, so what is tested is what is shipped.
 COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --strip-extras --allow-unsafe
-requirements:
+requirements: setup
 	CUSTOM_COMPILE_COMMAND="make requirements" $(COMPILE) --output-file requirements-dev.txt requirements-dev.in
 	CUSTOM_COMPILE_COMMAND="make requirements" $(COMPILE) --constraint requirements-dev.txt --output-file requirements.txt requirements.in
+
+# Kafka and the Java test client, into a cache outside the tree; java and maven are installed where that is possible.
+kafka: setup
+	$(BIN)/python -m tools.kafka.get
+
+format: setup
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+check: setup
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit tests/property
+
+# Everything, at small counts; real brokers, real clients.
+test: check kafka
+	$(BIN)/pytest -q -m "not soak and not bench" tests/integration tests/e2e tests/history
+
+soak: kafka
+	$(BIN)/pytest -m soak --timeout 0 tests
+
+bench: kafka
+	$(BIN)/python -m tools.bench
+
+demo: kafka
+	$(BIN)/python -m tools.demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """Real clusters and a real etcd on this machine, for tests, demo and benchmarks."""
 
-from tools.local_cluster.cluster import Broker, Cluster, running
+from tools.local_cluster.cluster import Broker, Cluster, Setting, running
 from tools.local_cluster.ports import Ports
 from tools.local_cluster.spec import ADMIN, ADMIN_PASSWORD, ClusterSpec, Listener, Mechanism, secured
 
@@ -13,6 +13,7 @@ __all__ = [
     "Listener",
     "Mechanism",
     "Ports",
+    "Setting",
     "running",
     "secured",
 ]

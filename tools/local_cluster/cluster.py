@@ -28,6 +28,9 @@ from tools.local_cluster.properties import Node, login, protocols, render, serve
 from tools.local_cluster.spec import ADMIN, ClusterSpec, Listener, Mechanism
 from tools.local_cluster.tls import Authority, Certificate
 
+# What librdkafka's configuration takes.
+Setting = str | int | float | bool
+
 START_SECONDS = 90.0
 _POLL_SECONDS = 0.05
 
@@ -135,6 +138,17 @@ class Cluster:
         self.launch()
         self.wait_ready()
 
+    def mend(self) -> None:
+        """Resumes what is paused and starts what is dead; at once where nothing is wrong."""
+        paused = [broker for broker in self.brokers if broker.running and broker.paused]
+        dead = [broker for broker in self.brokers if not broker.running]
+        for broker in paused:
+            broker.resume()
+        for broker in dead:
+            broker.start()
+        if paused or dead:
+            self.wait_ready()
+
     def stop(self, *, graceful: bool = False) -> None:
         """Ends the brokers; by default the quick way, since nobody will read their data again."""
         for broker in self.brokers:
@@ -188,10 +202,10 @@ class Cluster:
         password: str | None = None,
         mechanism: Mechanism = "PLAIN",
         certificate: Certificate | None = None,
-    ) -> dict[str, str]:
+    ) -> dict[str, Setting]:
         """A client's configuration, for librdkafka's names; on SASL listeners as ADMIN unless `user` says otherwise."""
         chosen = listener or self.spec.listeners[0]
-        made = {"bootstrap.servers": self.bootstrap(chosen), "security.protocol": chosen}
+        made: dict[str, Setting] = {"bootstrap.servers": self.bootstrap(chosen), "security.protocol": chosen}
         if chosen.endswith("SSL"):
             made["ssl.ca.location"] = str(self.ca_file)
             if certificate is not None:

@@ -142,6 +142,14 @@ class Etcd:
     def resume(self) -> None:
         self.daemon.resume()
 
+    def mend(self) -> None:
+        """Running and answering, whatever was done to it."""
+        if not self.daemon.running:
+            self.start()
+        elif self.daemon.paused:
+            self.resume()
+            self._wait_ready()
+
     def close(self) -> None:
         self.daemon.kill()
         self._ports.release()

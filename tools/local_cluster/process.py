@@ -59,9 +59,9 @@ def start(
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         raise FileNotFoundError("setpriv is missing (Debian: util-linux)")
-    return _starter(os.getpid()).start(
-        functools.partial(
-            subprocess.Popen[bytes],
+
+    def job() -> Popen:
+        return subprocess.Popen(
             [setpriv, "--pdeathsig", "KILL", "--", *argv],
             stdin=stdin,
             stdout=stdout,
@@ -69,7 +69,8 @@ def start(
             cwd=cwd,
             env=None if environment is None else {**os.environ, **environment},
         )
-    )
+
+    return _starter(os.getpid()).start(job)
 
 
 class Daemon:
@@ -83,6 +84,7 @@ class Daemon:
         self._cwd = cwd
         self._environment = environment
         self._process: Popen | None = None
+        self.paused = False
 
     @property
     def running(self) -> bool:
@@ -109,6 +111,7 @@ class Daemon:
             self._process.send_signal(number)
             # A paused process acts on no signal but SIGKILL.
             self._process.send_signal(signal.SIGCONT)
+            self.paused = False
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -126,9 +129,11 @@ class Daemon:
     def pause(self) -> None:
         """SIGSTOP: it keeps its connections and its ports, and answers nothing."""
         os.kill(self.pid, signal.SIGSTOP)
+        self.paused = True
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
+        self.paused = False
 
     def last_words(self, lines: int = 30) -> str:
         if not self.log.exists():

@@ -39,8 +39,9 @@ _SMALL_AND_QUICK = {
     "group.streams.heartbeat.interval.ms": "1000",
     "group.streams.initial.rebalance.delay.ms": "0",
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-    "broker.session.timeout.ms": "6000",
-    "broker.heartbeat.interval.ms": "1000",
+    # Also how long a killed broker that is back must wait for its former self to be forgotten.
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
     "controlled.shutdown.enable": "true",
 }
 

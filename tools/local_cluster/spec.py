@@ -62,9 +62,16 @@ class ClusterSpec:
         return {ADMIN: ADMIN_PASSWORD, **self.users}
 
 
-def secured(name: str, users: Mapping[str, str], *, brokers: int = 1, tls: bool = False) -> ClusterSpec:
+def secured(
+    name: str, users: Mapping[str, str], *, brokers: int = 1, first_broker_id: int = 1, tls: bool = False
+) -> ClusterSpec:
     """SASL with every mechanism, ACLs (nobody may do anything but ADMIN) and delegation tokens."""
-    listeners: tuple[Listener, ...] = ("SASL_PLAINTEXT", "SASL_SSL", "SSL") if tls else ("SASL_PLAINTEXT",)
     return ClusterSpec(
-        name=name, brokers=brokers, listeners=listeners, users=users, authorizer=True, delegation_tokens=True
+        name=name,
+        brokers=brokers,
+        first_broker_id=first_broker_id,
+        listeners=("SASL_PLAINTEXT", "SASL_SSL", "SSL") if tls else ("SASL_PLAINTEXT",),
+        users=users,
+        authorizer=True,
+        delegation_tokens=True,
     )

@@ -1,0 +1,1 @@
+"""Unit and property tests need nothing; the others start real brokers, see fixtures."""

@@ -1,0 +1,3 @@
+"""Fixtures come from tests/fixtures; this only loads them."""
+
+pytest_plugins = ["tests.fixtures.clusters", "tests.fixtures.names"]

@@ -1,0 +1,1 @@
+"""Load under faults, with every acknowledgement and every read recorded and judged."""

@@ -1,0 +1,1 @@
+"""Our parts against real brokers and a real etcd."""
