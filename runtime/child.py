@@ -1,6 +1,6 @@
 """`python -m runtime.child MODULE [ARGUMENT...]`: a module as a child that ends with its parent.
 
-The kernel sends SIGKILL when the parent's thread ends. Ctrl-C is ignored here: it reaches the whole process group,
+The kernel sends SIGKILL when the parent's thread ends. Ctrl-C is blocked here: it reaches the whole process group,
 and the parent decides in which order its children end.
 """
 
@@ -19,7 +19,7 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     parent = int(os.environ[PARENT])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")

@@ -82,11 +82,18 @@ class Child:
     """A child process: started, watched, started again with a growing pause, and drained.
 
     `argv` is what follows `python -m`. The child prints the ready line on its stdout; everything else it prints there
-    is passed on. It is ready within `ready_timeout` seconds, or it is killed and started again.
+    is passed on. It is ready within `ready_timeout` seconds, or it is killed and started again. With `must_start`, a
+    first start that fails in any way is final.
     """
 
     def __init__(
-        self, name: str, argv: Sequence[str], *, ready_timeout: float = 60.0, first_pause: float = 0.1
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        ready_timeout: float = 60.0,
+        first_pause: float = 0.1,
+        must_start: bool = False,
     ) -> None:
         self.name = name
         self.argv = tuple(argv)
@@ -96,6 +103,7 @@ class Child:
         self.exit_status: int | None = None  # of the last one that ended; negative: the signal that ended it
         self._ready_timeout = ready_timeout
         self._first_pause = first_pause
+        self._must_start = must_start
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = trio.Event()
         self._ever_ready = False
@@ -131,7 +139,7 @@ class Child:
         """Keeps it running until cancelled; then it is killed (call `drain` before to end it in order).
 
         Raises:
-            WrongConfiguration: it ended with status 2 before it was ever ready.
+            CannotStart: it ended before it was ever ready, with status 2 or where it must start.
         """
         pause = self._first_pause
         try:
@@ -140,8 +148,8 @@ class Child:
                 await self._run_once()
                 if self._stop.is_set():
                     return
-                if self.exit_status == WRONG_CONFIGURATION and not self._ever_ready:
-                    raise WrongConfiguration(self.name)
+                if not self._ever_ready and (self._must_start or self.exit_status == WRONG_CONFIGURATION):
+                    raise CannotStart(self.name, self.exit_status)
                 if boottime() - begin > 30:
                     pause = self._first_pause
                 self._enter("backing off")
@@ -226,5 +234,10 @@ class Child:
         self.kill()
 
 
-class WrongConfiguration(Exception):
-    """A child process said (on stderr, in its own words) that it cannot start with this configuration."""
+class CannotStart(Exception):
+    """A child process said, on stderr and in its own words, why it cannot start; trying again would not help."""
+
+    def __init__(self, child: str, status: int | None) -> None:
+        super().__init__(f"{child} could not start (exit status {status})")
+        self.child = child
+        self.status = status

@@ -1,0 +1,77 @@
+"""What the admin API needs from the process that serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+Document = dict[str, object]
+"""Something that goes out as one JSON object."""
+
+
+class NotFound(Exception):
+    """There is no such topic, group or operation; answered with 404."""
+
+
+class Conflict(Exception):
+    """What was to be changed is not (any longer) as the caller thought; answered with 409. Nothing was changed."""
+
+
+class Wrong(Exception):
+    """The request cannot be meant; answered with 400. Nothing was changed."""
+
+
+class Unavailable(Exception):
+    """What the answer depends on (the store, a cluster, a worker) is away; answered with 503."""
+
+
+class Office(Protocol):
+    """Where the answers come from: all documents are made here, all changes are made and recorded here.
+
+    Any call may raise NotFound, Conflict, Wrong or Unavailable. Documents hold no credentials, except `store_export`.
+    """
+
+    read_only: bool  # this process answers questions, and changes nothing
+
+    async def status(self) -> Document: ...
+
+    async def clusters(self) -> Document: ...
+
+    async def topics(self) -> Document: ...
+
+    async def topic(self, name: str) -> Document: ...
+
+    async def groups(self) -> Document: ...
+
+    async def group(self, name: str) -> Document: ...
+
+    async def proxies(self) -> Document: ...
+
+    async def operations(self) -> Document: ...
+
+    async def operation(self, identifier: str) -> Document: ...
+
+    async def config(self) -> Document: ...
+
+    async def doctor(self) -> Document: ...
+
+    async def history(self, limit: int) -> Document:
+        """The newest `limit` changes, newest first."""
+
+    async def config_diff(self, wanted: Mapping[str, object]) -> Document:
+        """What a configuration file (`clusters`, `placement`) says differently from the store; changes nothing."""
+
+    async def config_apply(self, wanted: Mapping[str, object], revision: int | None, by: str) -> Document:
+        """Make it so. Conflict, where `revision` is given and the configuration has changed since."""
+
+    async def store_export(self, by: str) -> Document: ...
+
+    async def store_import_plan(self, exported: Mapping[str, object]) -> Document: ...
+
+    async def store_import(self, exported: Mapping[str, object], by: str) -> Document: ...
+
+    async def metrics(self) -> bytes:
+        """Prometheus text of this process and of the workers it answers for."""
+
+    def not_ready(self) -> list[str]:
+        """Why clients cannot be served yet; empty when they can."""

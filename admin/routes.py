@@ -1,0 +1,161 @@
+"""The admin API's table of paths: the application, the OpenAPI document and the reference are all made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from admin.contract import Document, Office, Wrong
+
+PREFIX = "/api/v1"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: what stood in the path and in the query, the body, and who sent it (for the history)."""
+
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Mapping[str, object]
+    by: str
+
+    def object(self, key: str) -> Mapping[str, object]:
+        """A JSON object out of the body, or Wrong."""
+        value = self.body.get(key)
+        if not isinstance(value, dict):
+            raise Wrong(f"{key}: a JSON object is needed")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self.body.get(key, False)
+        if not isinstance(value, bool):
+            raise Wrong(f"{key}: true or false")
+        return value
+
+    def number(self, key: str) -> int | None:
+        value = self.body.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise Wrong(f"{key}: a whole number")
+        return value
+
+    def limit(self, default: int = 100, most: int = 10_000) -> int:
+        text = self.query.get("limit", str(default))
+        if not text.isdigit() or not 0 < int(text) <= most:
+            raise Wrong(f"limit: a number from 1 to {most}")
+        return int(text)
+
+
+Answer = Callable[[Office, Asked], Awaitable[Document]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One method on one path. `changes`: refused by processes that are read-only."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    summary: str
+    answer: Answer
+    gives: Mapping[str, str] = field(default_factory=dict)  # the document's keys, and what they hold
+    takes: Mapping[str, str] = field(default_factory=dict)  # the body's keys
+    query: Mapping[str, str] = field(default_factory=dict)
+    changes: bool = False
+
+
+async def _config_apply(office: Office, asked: Asked) -> Document:
+    wanted = asked.object("configuration")
+    if not asked.flag("apply"):
+        return await office.config_diff(wanted)
+    return await office.config_apply(wanted, asked.number("revision"), asked.by)
+
+
+async def _config_diff(office: Office, asked: Asked) -> Document:
+    return await office.config_diff(asked.object("configuration"))
+
+
+async def _import(office: Office, asked: Asked) -> Document:
+    exported = asked.object("export")
+    if not asked.flag("apply"):
+        return await office.store_import_plan(exported)
+    return await office.store_import(exported, asked.by)
+
+
+_CONFIGURATION = "a configuration file as JSON; only `clusters` and `placement` are looked at"
+_PLAN = {
+    "changes": "list of `{key, action, from, to}`; passwords are shown as `***`",
+    "applied": "whether the store was changed",
+    "revision": "the revision of the store that was compared with",
+}
+
+ROUTES = (
+    Route("GET", "/status", "The federation at a glance", lambda office, _: office.status()),
+    Route("GET", "/clusters", "The physical clusters", lambda office, _: office.clusters()),
+    Route("GET", "/topics", "The logical topics", lambda office, _: office.topics()),
+    Route("GET", "/topics/{name}", "One topic", lambda office, asked: office.topic(asked.path["name"])),
+    Route("GET", "/groups", "The groups and their homes", lambda office, _: office.groups()),
+    Route("GET", "/groups/{name}", "One group", lambda office, asked: office.group(asked.path["name"])),
+    Route("GET", "/proxies", "The proxy workers", lambda office, _: office.proxies()),
+    Route("GET", "/operations", "Operations, running and past", lambda office, _: office.operations()),
+    Route("GET", "/operations/{id}", "One operation", lambda office, asked: office.operation(asked.path["id"])),
+    Route("GET", "/config", "The configuration that is in force, without passwords", lambda office, _: office.config()),
+    Route("GET", "/doctor", "What is wrong, and the command that mends it", lambda office, _: office.doctor()),
+    Route(
+        "GET",
+        "/history",
+        "Who changed what, when, and what came of it; newest first",
+        lambda office, asked: office.history(asked.limit()),
+        query={"limit": "how many, 1 to 10000 (100)"},
+    ),
+    Route(
+        "POST",
+        "/config/diff",
+        "What a configuration file says differently from the store",
+        _config_diff,
+        gives=_PLAN,
+        takes={"configuration": _CONFIGURATION},
+    ),
+    Route(
+        "POST",
+        "/config/apply",
+        "Bring the store to what a configuration file says; a plan unless `apply`",
+        _config_apply,
+        gives=_PLAN,
+        takes={
+            "configuration": _CONFIGURATION,
+            "apply": "true: do it",
+            "revision": "do it only if the configuration has not changed since this revision of a plan",
+        },
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/store/export",
+        "Everything the store holds, passwords included",
+        lambda office, asked: office.store_export(asked.by),
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/store/import",
+        "Replace what the store holds; a plan unless `apply`",
+        _import,
+        takes={"export": "what /store/export gave", "apply": "true: do it"},
+        changes=True,
+    ),
+)
+
+
+def body_of(data: bytes) -> Mapping[str, object]:
+    """The JSON object of a request's body; empty for no body. Raises Wrong."""
+    if not data:
+        return {}
+    try:
+        value: Any = msgspec.json.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Wrong(f"the body is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Wrong("the body must be a JSON object")
+    return value

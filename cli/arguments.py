@@ -1,0 +1,105 @@
+"""The command line's grammar. Nothing here does any work, so that the reference can be generated from it.
+
+Options that every command takes may stand anywhere, before or after the command and its arguments; `parse` moves
+them to the front, since argparse alone does not allow that.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+VALUED = ("-c", "--config", "--admin", "--token-file")
+FLAGS = ("--json", "--apply", "--wait")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole grammar."""
+    top = argparse.ArgumentParser(
+        prog="kfed",
+        description="One logical Kafka cluster over many physical ones.",
+        epilog="Exit status: 0 done, 1 failed, 2 wrong usage or configuration.",
+        allow_abbrev=False,
+    )
+    common(top)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, *, more: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {more}".strip())
+
+    run = command(
+        "run",
+        "run everything in one process tree: the store (if embedded), a controller, proxies and the admin API",
+        more="Prints `ready` on stdout once clients can connect. SIGTERM drains for at most 10 seconds.",
+    )
+    _instance(run)
+    serve = command("serve", "run one role", more="Several machines share the federation through etcd.")
+    serve.add_argument("role", choices=("proxy", "controller", "replicator"), help="what to run")
+    _instance(serve)
+
+    command("status", "the federation at a glance")
+    command("clusters", "the physical clusters, and whether they are reachable")
+    topics = command("topics", "the logical topics, or one of them in detail")
+    topics.add_argument("name", metavar="NAME", nargs="?", help="a topic")
+    groups = command("groups", "the groups and their homes, or one of them in detail")
+    groups.add_argument("name", metavar="NAME", nargs="?", help="a group")
+    command("proxies", "the proxy workers, what they hold and what they have acknowledged")
+    operations = command("operations", "operations, running and past, or one of them in detail")
+    operations.add_argument("id", metavar="ID", nargs="?", help="an operation")
+    command("history", "who changed what, when, and what came of it")
+
+    config = command("config", "compare the configuration file with the store, apply it, or check it alone")
+    actions = config.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("diff", help="what the file (-c) says differently from the store")
+    actions.add_parser("apply", help="bring the store to what the file says; a plan without --apply")
+    actions.add_parser("check", help="whether the file is right, without asking anybody")
+
+    store = command("store", "save the store's content to a file, or bring it back")
+    actions = store.add_subparsers(dest="action", metavar="ACTION", required=True)
+    export = actions.add_parser("export", help="write everything the store holds, passwords included")
+    export.add_argument("file", metavar="FILE", nargs="?", default="-", help="where to; - is stdout (the default)")
+    import_ = actions.add_parser("import", help="replace what the store holds; a plan without --apply")
+    import_.add_argument("file", metavar="FILE", help="an export")
+
+    command("doctor", "what is wrong, and the command that mends it")
+    command("version", "the version of kfed and of what it runs on")
+    return top
+
+
+def common(into: argparse.ArgumentParser) -> None:
+    """The options that may stand anywhere."""
+    into.add_argument("-c", "--config", metavar="FILE", help="the configuration file (default: ./kfed.yaml if there)")
+    into.add_argument("--admin", metavar="URL", help="the admin API (default: as in the configuration file)")
+    into.add_argument("--token-file", metavar="FILE", help="holds the admin API's token (default: as configured)")
+    into.add_argument("--json", action="store_true", help="print one JSON document")
+    into.add_argument("--apply", action="store_true", help="do it; without, a command that changes prints its plan")
+    into.add_argument("--wait", action="store_true", help="return when it is done (all commands of this release do)")
+
+
+def _instance(into: argparse.ArgumentParser) -> None:
+    into.add_argument(
+        "--instance", metavar="NAME", help="this process's name in the federation (default: HOST-ADMINPORT)"
+    )
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Exits with status 2 and one line of usage where the arguments are wrong, as argparse does."""
+    front: list[str] = []
+    rest: list[str] = []
+    left = list(arguments)
+    while left:
+        one = left.pop(0)
+        if one == "--":
+            rest += [one, *left]
+            break
+        if one in FLAGS or one.partition("=")[0] in VALUED[1:]:
+            front.append(one)
+            if one in VALUED and left:
+                front.append(left.pop(0))
+        elif one.startswith("-c") and not one.startswith("--"):
+            front.append(one)
+            if one == "-c" and left:
+                front.append(left.pop(0))
+        else:
+            rest.append(one)
+    return parser().parse_args([*front, *rest])

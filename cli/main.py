@@ -1,0 +1,85 @@
+"""`kfed`: what the command line does. Each command is one function that gets the arguments and returns an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cli import arguments
+from cli.api import DEFAULT_FILE, ApiError
+from runtime.settings import Settings, SettingsError, load
+
+DONE, FAILED, USAGE = 0, 1, 2
+
+
+class Usage(Exception):
+    """The command cannot be meant like this; the message says what to change."""
+
+
+def settings_of(options: argparse.Namespace, *, needed: bool) -> Settings | None:
+    """The configuration file: `-c`, else `kfed.yaml` in the working directory, where it is or must be.
+
+    Raises:
+        SettingsError: it is wrong. Usage: it is needed, and there is none.
+    """
+    if options.config is not None:
+        return load(options.config)
+    if needed:
+        if not Path(DEFAULT_FILE).exists():
+            raise Usage("needs a configuration file: -c FILE")
+        return load(DEFAULT_FILE)
+    if options.admin is None and Path(DEFAULT_FILE).exists():
+        return load(DEFAULT_FILE)
+    return None
+
+
+def _command(options: argparse.Namespace) -> int:
+    # What a command needs is imported when it is called: `kfed topics` need not wait for servers to be loaded.
+    if options.command in ("run", "serve"):
+        from cli import serve
+
+        if options.command == "serve" and options.role == "replicator":
+            raise Usage("the replicator is not part of this release")
+        settings = settings_of(options, needed=True)
+        assert settings is not None
+        return serve.run(settings, options)
+    if options.command == "version":
+        from cli import show
+
+        return show.version(options)
+    if options.command in ("config", "store"):
+        from cli import change
+
+        return change.run(options)
+    from cli import show
+
+    return show.run(options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status: 0 done, 1 failed, 2 wrong usage or configuration."""
+    options = arguments.parse(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _command(options))
+
+
+def guarded(call: Callable[[], int]) -> int:
+    """Failures that a user can act on, as one line on stderr."""
+    try:
+        return call()
+    except (SettingsError, Usage) as error:
+        print(f"kfed: {error}", file=sys.stderr)
+        return USAGE
+    except ApiError as error:
+        print(f"kfed: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # `kfed topics | head`
+        sys.stderr.close()
+        return DONE
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
