@@ -180,6 +180,21 @@ class ClusterClient:
             pool.changed.set()
         self._pools.clear()
 
+    def retire(self) -> None:
+        """Take no more calls; connections close when the callers on them have left."""
+        self._closed = True
+        for pool in self._pools.values():
+            for one in pool.connections:
+                one.retire()
+            pool.changed.set()
+        self._pools.clear()
+
+    def adopt(self, other: ClusterClient) -> None:
+        """Take over what another client of the same cluster knows of its brokers."""
+        if other.brokers is not self.brokers and other.brokers:
+            self.brokers, self.cluster_id = other.brokers, other.cluster_id
+            self._drop_strangers()
+
     # -- calls ----------------------------------------------------------------------------------------------------
 
     async def call(

@@ -26,7 +26,7 @@ from kafka_client.security import PLAINTEXT, Security, Tls, ssl_context
 from kafka_wire.codec import DecodeError, Message, decode, encode, is_flexible
 from kafka_wire.errors import ERROR, error_name
 from kafka_wire.frames import response_body
-from kafka_wire.schema import Versions, by_key
+from kafka_wire.schema import NEVER, Versions, by_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -153,6 +153,8 @@ class Connection:
         """
         if version is None:
             version = choose_version(self.versions, key)
+        elif version not in self.versions.get(key, NEVER):
+            raise UnsupportedApi(f"{self.address}: API key {key} version {version}")
         answered = not (key == API_PRODUCE and message.get("acks") == 0)
         api, rest = self._encoded(key, version, message)
         frame = await self._round_trip(api, rest, timeout, answered)
@@ -386,7 +388,7 @@ class Connection:
             lifetime = await self._sasl(sasl.exchange(settings), settings.mechanism)
             done = True
         except AuthenticationFailed as error:
-            raise AuthenticationFailed(f"{self.address}: {error}") from None
+            raise AuthenticationFailed(f"{self.address}: {error}", error.code) from None
         finally:
             if not done:
                 self._fail("authentication failed or was cut off")  # the broker is in the middle of it
@@ -399,7 +401,8 @@ class Connection:
         if shake["error_code"]:
             offered = ", ".join(shake["mechanisms"]) or "none"
             raise AuthenticationFailed(
-                f"SASL mechanism {mechanism}: {error_name(shake['error_code'])}; the broker offers {offered}"
+                f"SASL mechanism {mechanism}: {error_name(shake['error_code'])}; the broker offers {offered}",
+                shake["error_code"],
             )
         version = choose_version(self.versions, SASL_AUTHENTICATE)
         message: bytes | None = exchange.start()
@@ -408,7 +411,7 @@ class Connection:
             answer = await self._plain_call(SASL_AUTHENTICATE, version, {"auth_bytes": message})
             if answer["error_code"]:
                 reason = answer["error_message"] or error_name(answer["error_code"])
-                raise AuthenticationFailed(f"{mechanism}: {reason}")
+                raise AuthenticationFailed(f"{mechanism}: {reason}", answer["error_code"])
             lifetime = answer.get("session_lifetime_ms", 0)
             message = exchange.answer(answer["auth_bytes"])
         if not exchange.finished:

@@ -22,7 +22,14 @@ class CallTimeout(BrokerUnavailable):
 
 
 class AuthenticationFailed(ClientError):
-    """The broker refused our credentials, or we do not trust its certificate. Trying again does not help by itself."""
+    """The broker refused our credentials, or we do not trust its certificate. Trying again does not help by itself.
+
+    `code` is the broker's error code, where it gave one: 33 and 34 mean that the listener has no such mechanism.
+    """
+
+    def __init__(self, reason: str, code: int | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class UnsupportedApi(ClientError):
