@@ -1,0 +1,160 @@
+"""The ACLs of every cluster, read by the service and never older than said.
+
+Nothing is decided by rules older than `stale_after`: a cluster that cannot be asked refuses.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import trio
+
+from kafka_client import ClientError, Refused
+from kafka_wire.errors import ERROR
+from proxy.identity.acl import AclSet, everything
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kafka_client import ClusterClient
+
+log = logging.getLogger(__name__)
+
+DESCRIBE_ACLS, DESCRIBE_CONFIGS = 29, 32
+BROKER_CONFIG = 4
+AUTHORIZER = "authorizer.class.name"
+# Both decide by the same rules; the second is that of ZooKeeper times.
+STANDARD = ("org.apache.kafka.metadata.authorizer.StandardAuthorizer", "kafka.security.authorizer.AclAuthorizer")
+
+Kind = Literal["none", "standard", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterIdentity:
+    """What the operator says about a cluster's authorizer.
+
+    `authorizer`: `auto` asks the broker for the class (needs DESCRIBE_CONFIGS on the cluster). `super_users`
+    (`User:admin`) and `allow_everyone` must repeat the brokers' own settings, which no broker tells.
+    """
+
+    authorizer: Literal["auto", "standard", "none", "other"] = "auto"
+    super_users: frozenset[str] = frozenset()
+    allow_everyone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """How a cluster decides, as of `at` (trio's clock). `acls` is set where it is the standard authorizer."""
+
+    kind: Kind
+    acls: AclSet | None
+    at: float
+
+
+class AuthorityUnknown(Exception):
+    """How the cluster decides cannot be read, or not recently enough."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    known: Authority | None = None
+    kind: Kind | None = None  # of a cluster with an authorizer
+    error: str = ""
+    wanted: bool = False
+
+
+class AclCache:
+    """`authority(cluster)`, read anew when older than `fresh_for`, used until `stale_after` (seconds)."""
+
+    def __init__(
+        self,
+        services: Mapping[str, ClusterClient],
+        settings: Mapping[str, ClusterIdentity],
+        *,
+        fresh_for: float = 3.0,
+        stale_after: float = 15.0,
+    ) -> None:
+        self._services = services
+        self._settings = settings
+        self._fresh_for = fresh_for
+        self._stale_after = stale_after
+        self._entries: dict[str, _Entry] = {}
+
+    async def authority(self, cluster: str) -> Authority:
+        """How `cluster` decides, at most `stale_after` seconds old. Raises AuthorityUnknown."""
+        entry = self._entries.setdefault(cluster, _Entry())
+        entry.wanted = True
+        now = trio.current_time()
+        if entry.known is not None and now - entry.known.at <= self._fresh_for:
+            return entry.known
+        async with entry.lock:
+            if entry.known is None or trio.current_time() - entry.known.at > self._fresh_for:
+                await self._read(cluster, entry)
+        if entry.known is None or trio.current_time() - entry.known.at > self._stale_after:
+            raise AuthorityUnknown(f"{cluster}: its ACLs cannot be read: {entry.error}")
+        return entry.known
+
+    def age(self, cluster: str) -> float | None:
+        """Seconds since the ACLs were read; None: never."""
+        entry = self._entries.get(cluster)
+        return None if entry is None or entry.known is None else trio.current_time() - entry.known.at
+
+    async def run(self) -> None:
+        """Keep what is in use fresh, so that nobody waits for it. Runs until cancelled."""
+        while True:
+            await trio.sleep(self._fresh_for * random.uniform(0.4, 0.6))  # noqa: S311
+            async with trio.open_nursery() as nursery:
+                for cluster, entry in self._entries.items():
+                    if entry.wanted:
+                        nursery.start_soon(self._poll, cluster, entry)
+
+    async def _poll(self, cluster: str, entry: _Entry) -> None:
+        async with entry.lock:
+            await self._read(cluster, entry)
+
+    async def _read(self, cluster: str, entry: _Entry) -> None:
+        try:
+            entry.known, entry.error = await self._ask(cluster, entry), ""
+        except (ClientError, AuthorityUnknown) as error:
+            if str(error) != entry.error:
+                log.warning("%s: reading ACLs: %s", cluster, error)
+            entry.error = str(error)
+
+    async def _ask(self, cluster: str, entry: _Entry) -> Authority:
+        service = self._services[cluster]
+        said = self._settings.get(cluster, ClusterIdentity())
+        at = trio.current_time()  # rules are as old as the question
+        answer = await service.call(DESCRIBE_ACLS, everything(), timeout=self._stale_after, retry=True)
+        code = answer["error_code"]
+        if code == ERROR.SECURITY_DISABLED:
+            entry.kind = None
+            return Authority("none", None, at)
+        if said.authorizer == "none":
+            raise AuthorityUnknown("configured to have no authorizer, but it has one")
+        if said.authorizer == "other":
+            return Authority("other", None, at)
+        if code:
+            # Without its message: brokers put their own connection's addresses into it.
+            raise Refused("DescribeAcls", code, "the service needs DESCRIBE on the cluster")
+        if entry.kind is None:
+            entry.kind = "standard" if said.authorizer == "standard" else await self._kind(service)
+        if entry.kind != "standard":
+            return Authority("other", None, at)
+        acls = AclSet.from_describe(answer, super_users=said.super_users, allow_everyone=said.allow_everyone)
+        return Authority("standard", acls, at)
+
+    async def _kind(self, service: ClusterClient) -> Kind:
+        if not service.brokers:
+            await service.refresh()
+        broker = next(iter(service.brokers))
+        named = {"resource_type": BROKER_CONFIG, "resource_name": str(broker), "configuration_keys": [AUTHORIZER]}
+        answer = await service.call(DESCRIBE_CONFIGS, {"resources": [named]}, broker)
+        result = answer["results"][0]
+        if result["error_code"]:
+            raise Refused("DescribeConfigs", result["error_code"], "the service needs DESCRIBE_CONFIGS on the cluster")
+        values = {one["name"]: one["value"] for one in result["configs"]}
+        return "standard" if values.get(AUTHORIZER) in STANDARD else "other"
