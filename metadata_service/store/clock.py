@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-import time
 
 import trio
 
+from runtime.clock import boottime
 
-def boottime() -> float:
-    """Seconds since boot, suspended time included; the same for all processes of a machine."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+__all__ = ["Backoff", "boottime"]
 
 
 class Backoff:

@@ -123,7 +123,7 @@ class OpenedStore:
         self.prefix = record.generation + "/"
         self.checked_at = checked_at
         """When the store was last known to be the opened one (boottime)."""
-        self._release = release
+        self.release = release
         self._highest = revision
 
     @property
@@ -198,7 +198,7 @@ class OpenedStore:
             if kv.mod_revision == self.guard.mod_revision and record == self.record:
                 self.checked_at = max(self.checked_at, asked_at)
                 return
-            check_schema(record.schema, self._release, self.description)
+            check_schema(record.schema, self.release, self.description)
         raise StoreReplaced(f"{self.description} was replaced while this process had it open")
 
     def note(self, revision: int, before: int) -> None:
@@ -260,7 +260,7 @@ class OpenedWatch:
                 self.revision = item.revision
                 self.fresh_at = item.asked_at
                 continue
-            self.revision = item.revision
+            self.revision = max(self.revision, item.revision)
             return Change(item.revision, tuple(map(self._inner, item.events)))
 
     async def _check(self) -> None:
