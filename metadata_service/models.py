@@ -16,6 +16,9 @@ from runtime.settings import Cluster, Placement
 STRIDE = 100_000
 MAX_CLUSTER_INDEX = 4094
 
+KAFKA_INTERNAL = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state"})
+OWN_PREFIX = "__kfed_"  # topics the federation keeps for itself on each cluster; clients never see them
+
 VIEW = "view/"
 FEDERATION = "view/federation"
 PLACEMENT = "view/placement"
@@ -32,13 +35,16 @@ LEASES = "workers/leases/"
 INVENTORY = "inventory/"
 HISTORY = "history/"
 CONTROLLER = "controller"
+IDENTITIES = "identities/"  # a Kafka cluster.id -> the one name it may have here
+HEALTH = "health/"
+TOMBSTONES = "tombstones/"  # physical topic ids just deleted, for a minute: a slow broker may still name them
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Unknown keys are ignored on reading, so that a record of the next version is still understood."""
 
 
-class FederationRecord(_Record):
+class FederationRecord(_Record, frozen=True):
     """Name and identity. `cluster_id` is what clients see as the logical cluster's id."""
 
     name: str
@@ -46,7 +52,7 @@ class FederationRecord(_Record):
     created: float
 
 
-class ClusterRecord(_Record):
+class ClusterRecord(_Record, frozen=True):
     """One physical cluster. `index` is given once, for ever; a removed cluster keeps its record and its index."""
 
     name: str
@@ -56,13 +62,13 @@ class ClusterRecord(_Record):
     kafka_id: str | None = None  # its own cluster.id, once seen: another id behind the same name is refused
 
 
-class AddressBook(_Record):
+class AddressBook(_Record, frozen=True):
     """The ports of one listener's virtual brokers, `"east/1" -> 9301`; given once, never reused while listed."""
 
     ports: dict[str, int] = {}
 
 
-class PlacementEpoch(_Record):
+class PlacementEpoch(_Record, frozen=True):
     """One entry of a topic's timeline: from logical offset `first[partition]` on it is served by `cluster`."""
 
     cluster: str
@@ -72,7 +78,7 @@ class PlacementEpoch(_Record):
     tag_producers: bool = False  # add placement_epoch << 52 to producer ids: this cluster has held the topic before
 
 
-class TopicRecord(_Record):
+class TopicRecord(_Record, frozen=True):
     """A logical topic. `id` is its logical topic id (32 hex digits) and never changes; `timeline` never shrinks.
 
     `conflict` names the other clusters where an unrelated topic of the same name exists (hidden from clients).
@@ -89,6 +95,7 @@ class TopicRecord(_Record):
     hold: str | None = None
     created: float = 0.0
     adopted: bool = False  # existed before the federation knew it
+    judged: int = 0  # the version of the placement rules by which `conflict` was last decided
 
     @property
     def cluster(self) -> str:
@@ -101,7 +108,7 @@ class TopicRecord(_Record):
         return len(self.timeline) - 1
 
 
-class HomeRecord(_Record):
+class HomeRecord(_Record, frozen=True):
     """The cluster that coordinates a group or a transactional id.
 
     `written` is False for a transactional id that has named no topic yet: the first topic it names decides.
@@ -114,23 +121,67 @@ class HomeRecord(_Record):
     conflict: tuple[str, ...] = ()
 
 
-class StubRecord(_Record):
-    """An empty, closed topic on a group's home that stands in for a topic which lives elsewhere."""
+class StubRecord(_Record, frozen=True):
+    """An empty, closed topic on a group's home that stands in for a topic which lives elsewhere.
+
+    It is recorded before it is created, so that a half-made stub is never taken for somebody's topic: until its
+    cluster is known to have it, `topic_id` is empty. `borrowed` marks a topic of the same name that was there
+    before and is used as it is: never closed, expanded or deleted by us.
+    """
 
     topic: str
     cluster: str
     topic_id: str  # the stub's own id on `cluster`
     partitions: int
+    borrowed: bool = False
 
 
-class FeaturesRecord(_Record):
+class FeaturesRecord(_Record, frozen=True):
     """The finalized features clients are told: the minimum over the clusters, with an epoch that only grows."""
 
     epoch: int = 0
     levels: dict[str, int] = {}
 
 
-class WorkerRecord(_Record):
+class HealthRecord(_Record, frozen=True):
+    """What the controller sees of a cluster. Times are Unix seconds. `refused`: not the cluster it was."""
+
+    state: Literal["up", "away", "refused"]
+    since: float
+    reason: str = ""
+    brokers: int = 0
+    unreachable: dict[int, str] = {}
+    too_large: tuple[int, ...] = ()  # broker ids of STRIDE or more, left out
+
+
+class GroupUse(_Record, frozen=True):
+    """A group's committed position in one topic. Lag in records over its partitions; -1 where it is not known."""
+
+    lag: int
+    partitions: int
+    state: str = ""
+    kind: str = ""
+
+
+class InventoryRecord(_Record, frozen=True):
+    """Who reads and writes a topic, as the controller last saw it (Unix seconds)."""
+
+    at: float
+    groups: dict[str, GroupUse] = {}
+    producers: int = 0  # producer ids with state on the leaders; idempotent or transactional ones only
+    last_write: float = 0.0  # the newest of their timestamps, Unix seconds
+
+
+class ControllerRecord(_Record, frozen=True):
+    """Which process is the active controller; bound to its lease."""
+
+    instance: str
+    pid: int
+    host: str
+    since: float
+
+
+class WorkerRecord(_Record, frozen=True):
     """A registered process. The registration outlives its lease; an operator removes it when the process is dead."""
 
     instance: str
@@ -142,14 +193,14 @@ class WorkerRecord(_Record):
     version: str
 
 
-class LeaseRecord(_Record):
+class LeaseRecord(_Record, frozen=True):
     """Lives as long as the worker's lease. `acknowledged` is the newest store revision its view has applied."""
 
     acknowledged: int
     connections: int = 0
 
 
-class OperationRecord(_Record):
+class OperationRecord(_Record, frozen=True):
     """A durable, resumable piece of work; each step is recorded before and after it is done."""
 
     id: str
@@ -162,7 +213,7 @@ class OperationRecord(_Record):
     result: dict[str, object] = {}
 
 
-class ChangeRecord(_Record):
+class ChangeRecord(_Record, frozen=True):
     """History: who changed what, when, what was planned and what came of it."""
 
     at: float
@@ -172,7 +223,7 @@ class ChangeRecord(_Record):
     result: dict[str, object] = {}
 
 
-class PlacementRecord(_Record):
+class PlacementRecord(_Record, frozen=True):
     """The live placement rules (seeded from the file once)."""
 
     placement: Placement
@@ -181,6 +232,15 @@ class PlacementRecord(_Record):
 
 def topic_key(name: str) -> str:
     return TOPICS + name
+
+
+def worker_key(prefix: str, instance: str, role: str, worker: int) -> str:
+    return f"{prefix}{instance}/{role}-{worker}"
+
+
+def is_internal(topic: str) -> bool:
+    """Kafka's own topics and ours: never placed by a rule, never moved, never stood in for."""
+    return topic in KAFKA_INTERNAL or topic.startswith(OWN_PREFIX)
 
 
 def stub_key(cluster: str, topic: str) -> str:

@@ -68,8 +68,12 @@ class Snapshot:
     features: Mapping[str, tuple[int, int]]  # supported features
     taken: float
     reachable: bool = True  # False: the last refresh failed, this is what was known before
+    finalized: Mapping[str, int] = field(default_factory=dict)  # finalized feature levels
+    reason: str = ""  # why it is not reachable
+    too_large: tuple[int, ...] = ()  # broker ids of STRIDE or more: they cannot be numbered, and are left out
 
 
+_NO_ID = bytes(16)
 EMPTY = Snapshot("", -1, {}, {}, {}, {}, 0.0, False)
 
 
@@ -110,7 +114,8 @@ class View:
     generation: int = 0
     federation: FederationRecord | None = None
     placement: Placement | None = None
-    features: FeaturesRecord = FeaturesRecord()
+    placement_version: int = 0
+    features: FeaturesRecord = field(default_factory=FeaturesRecord)
     clusters: Mapping[str, ClusterView] = field(default_factory=dict)
     addresses: Mapping[str, AddressBook] = field(default_factory=dict)  # by listener
     topics: Mapping[str, ServedTopic] = field(default_factory=dict)  # by name
@@ -122,14 +127,19 @@ class View:
     served_generation: Mapping[str, int] = field(default_factory=dict)
 
     def physical(self, topic: ServedTopic) -> PhysicalTopic | None:
-        """The topic as its serving cluster knows it, or None where that cluster does not (any longer)."""
+        """The topic as its serving cluster knows it, or None where that cluster does not (any longer, or not yet)."""
         cluster = self.clusters.get(topic.cluster)
-        return cluster.snapshot.topics.get(topic.name) if cluster else None
+        found = cluster.snapshot.topics.get(topic.name) if cluster else None
+        if found is None or (found.id != topic.physical_id and found.id != _NO_ID):
+            return None  # a topic re-created behind our back is another topic
+        return found
 
     def cluster_of_node(self, node: int) -> tuple[ClusterView, int] | None:
         """(cluster, physical broker id) of a virtual node id, or None."""
+        if node < 0:
+            return None
         for cluster in self.clusters.values():
-            if cluster.record.index == node // STRIDE and node >= 0:
+            if cluster.record.index == node // STRIDE:
                 return cluster, node % STRIDE
         return None
 
@@ -145,7 +155,7 @@ class View:
         if topic.cluster == cluster:
             return topic.physical_id
         stub = self.stubs.get((cluster, topic.name))
-        return bytes.fromhex(stub.topic_id) if stub else logical_id
+        return bytes.fromhex(stub.topic_id) if stub and stub.topic_id else logical_id
 
     @property
     def _id_maps(self) -> dict[str, dict[bytes, bytes]]:
@@ -157,7 +167,7 @@ class View:
                 if topic.physical_id != topic.id:
                     cached.setdefault(topic.cluster, {})[topic.physical_id] = topic.id
             for (cluster, name), stub in self.stubs.items():
-                if (served := self.topics.get(name)) is not None:
+                if stub.topic_id and (served := self.topics.get(name)) is not None:
                     cached.setdefault(cluster, {})[bytes.fromhex(stub.topic_id)] = served.id
             self.__dict__["_id_maps_cache"] = cached
         return cached

@@ -1,0 +1,364 @@
+"""The decisions a worker makes for its clients: each one compare-and-swap, agreed among all processes.
+
+Every method waits, bounded, until this process's view shows the result. Besides StoreError (the store is away:
+nothing new is decided) a decision can fail with the exceptions of metadata_service.failures.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar
+
+import trio
+
+from kafka_client import ClusterClient
+from metadata_service import homes
+from metadata_service.asking import (
+    FoundGroup,
+    FoundTransaction,
+    Rounds,
+    list_groups,
+    list_transactions,
+    names_by_id,
+)
+from metadata_service.clients import Clients
+from metadata_service.discovery import Discovery
+from metadata_service.failures import StubRefused, Undecided
+from metadata_service.following import Following
+from metadata_service.models import (
+    GROUP_HOMES,
+    HISTORY,
+    TRANSACTION_HOMES,
+    ChangeRecord,
+    HomeRecord,
+    is_internal,
+)
+from metadata_service.placement import place_topic
+from metadata_service.records import encode, settle
+from metadata_service.store.contract import Put, Store, StoreError
+from metadata_service.stubs import make_stub
+from metadata_service.topics import Topics
+from metadata_service.view import View
+from runtime.settings import Placement
+
+NEGATIVE = 1.0  # seconds an unknown name is answered from memory
+NEGATIVE_MAX = 10_000
+LOOK_MAX = 2_000  # names of one round; the others are asked for again by their clients
+STUBS_AT_ONCE = 8
+
+Listed = TypeVar("Listed")
+
+
+class _Misses:
+    """Names looked up in vain a moment ago; the oldest are forgotten first."""
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[str | bytes, float] = OrderedDict()
+
+    def fresh(self, name: str | bytes) -> bool:
+        return self._until.get(name, 0.0) > trio.current_time()
+
+    def add(self, names: Iterable[str | bytes]) -> None:
+        until = trio.current_time() + NEGATIVE
+        for one in names:
+            self._until.pop(one, None)
+            self._until[one] = until
+        while len(self._until) > NEGATIVE_MAX:
+            self._until.popitem(last=False)
+
+    def drop(self, names: Iterable[str | bytes]) -> None:
+        for one in names:
+            self._until.pop(one, None)
+
+
+class WorkerFederation:
+    """`proxy.apis.contract.Federation` for one process."""
+
+    def __init__(self, store: Store, following: Following, clients: Clients, discovery: Discovery) -> None:
+        self._store = store
+        self._following = following
+        self._clients = clients
+        self._discovery = discovery
+        self._topics = Topics(store, following, clients, discovery)
+        self._misses = _Misses()
+        self._wanted: set[str] = set()
+        self._find = Rounds(self._find_wanted)
+        self._groups: dict[str, Rounds[dict[str, FoundGroup]]] = {}
+        self._transactions: dict[str, Rounds[dict[str, FoundTransaction]]] = {}
+        self._stub_locks: dict[tuple[str, str], trio.Lock] = {}
+        self._stub_slots = trio.CapacityLimiter(STUBS_AT_ONCE)
+
+    # -- topics ---------------------------------------------------------------------------------------------------
+
+    async def find_topics(self, names: Iterable[str]) -> None:
+        """Look names the view does not serve up on all reachable clusters, and adopt what is found.
+
+        A name that was looked up in vain within the last second is not looked up again.
+        """
+        view = self._following.view
+        unknown = {
+            name
+            for name in names
+            if not ((known := view.topics.get(name)) is not None and view.physical(known) is not None)
+            and not (is_internal(name) and name not in view.topics)
+            and not self._misses.fresh(name)
+        }
+        room = LOOK_MAX - len(self._wanted)
+        unknown = set(sorted(unknown)[: max(room, 0)])
+        if not unknown:
+            return
+        self._wanted |= unknown
+        await self._find()
+
+    async def _find_wanted(self) -> None:
+        wanted, self._wanted = self._wanted, set()
+        if wanted:
+            adopted = await self._topics.adopt(wanted)
+            self._misses.add(wanted - adopted)
+
+    async def find_topic_ids(self, ids: Iterable[bytes]) -> None:
+        """Look topic ids the view does not know up on all reachable clusters; adopt their topics."""
+        view = self._following.view
+        unknown = [one for one in ids if one not in view.topics_by_id and not self._misses.fresh(one)]
+        if not unknown:
+            return
+        self._misses.add(unknown)
+        names: set[str] = set()
+        for client in self._reachable():
+            try:
+                names.update((await names_by_id(client, unknown)).values())
+            except Undecided:
+                continue
+        if names:
+            await self.find_topics(names)
+            if any(one in self._following.view.topics_by_id for one in unknown):
+                self._misses.drop(unknown)
+
+    def place_topic(self, name: str) -> str:
+        """The cluster a new topic of this name goes to, by the rules.
+
+        Raises:
+            Undecided: the store was never read.
+        """
+        placement = self._following.view.placement
+        if placement is None:
+            raise Undecided("-", "no placement is known yet")
+        return place_topic(placement, name).cluster
+
+    async def topics_created(self, cluster: str, names: Iterable[str]) -> None:
+        """Record topics just created on `cluster`; returns when the view serves them with all partitions."""
+        wanted = set(names)
+        self._misses.drop(wanted)
+        await self._topics.created(cluster, wanted)
+
+    async def topics_deleted(self, names: Iterable[str]) -> None:
+        """Forget topics just deleted on their cluster, and delete their stubs: commits on a deleted topic are void,
+        and Kafka purges them with it."""
+        await self._topics.deleted(set(names))
+
+    async def partitions_created(self, names: Iterable[str]) -> None:
+        """Take over new partition counts of topics; their stubs are expanded first."""
+        await self._topics.expanded(set(names))
+
+    async def expand_stubs(self, counts: Mapping[str, int]) -> None:
+        """To be awaited before topics are expanded to these counts: a group's coordinator must know a partition
+        before anybody can write to it. Raises StubRefused, Undecided."""
+        await self._topics.expand_stubs(counts)
+
+    # -- groups and transactional ids -----------------------------------------------------------------------------
+
+    async def group_home(self, group: str) -> str:
+        """The home of a group: as recorded, else where the group is, else by the rules; recorded at first use."""
+        known = self._following.view.groups.get(group)
+        if known is not None:
+            return known.cluster
+        found = await self._ask(self._groups, list_groups)
+        view = self._following.view
+        here = {cluster: groups[group] for cluster, groups in found.items() if group in groups}
+        wanted = homes.decide_group(group, here, self._placement(), _indexes(view))
+        self._must_be_reachable(wanted.cluster)
+        return (await self._record(GROUP_HOMES + group, lambda now: now or wanted)).cluster
+
+    async def transaction_home(self, transactional_id: str) -> str:
+        """The home of a transactional id; one that no cluster knows is placed by the rules, and not yet fixed."""
+        known = self._following.view.transactions.get(transactional_id)
+        if known is not None:
+            return known.cluster
+        found = await self._ask(self._transactions, list_transactions)
+        view = self._following.view
+        here = {cluster: ids[transactional_id] for cluster, ids in found.items() if transactional_id in ids}
+        wanted = homes.decide_transaction(transactional_id, here, self._placement(), _indexes(view))
+        self._must_be_reachable(wanted.cluster)
+        return (await self._record(TRANSACTION_HOMES + transactional_id, lambda now: now or wanted)).cluster
+
+    async def transaction_writes(self, transactional_id: str, cluster: str) -> str:
+        """The id names a topic of `cluster`: its home is fixed there if it was not fixed. Returns the home."""
+        known = self._following.view.transactions.get(transactional_id)
+        if known is None:
+            await self.transaction_home(transactional_id)
+        elif known.written:
+            return known.cluster
+        record = await self._record(
+            TRANSACTION_HOMES + transactional_id, lambda now: homes.fix_transaction(now, transactional_id, cluster)
+        )
+        return record.cluster
+
+    async def tie_transaction_to_group(self, transactional_id: str, group: str) -> str:
+        """One home for both, where the id is not fixed elsewhere, or the group has neither members nor commits yet.
+
+        Returns the id's home; where it differs from the group's, the two cannot be tied.
+        """
+        group_home = await self.group_home(group)
+        home = await self.transaction_writes(transactional_id, group_home)
+        if home != group_home and not await self._group_exists(group_home, group):
+            record = self._following.view.groups.get(group)
+            moved = HomeRecord(name=group, cluster=home)
+            await self._record(GROUP_HOMES + group, lambda now: moved if now == record or now is None else now)
+        return home
+
+    async def groups_deleted(self, groups: Iterable[str]) -> None:
+        """Forget the homes of deleted groups."""
+        for group in set(groups) & set(self._following.view.groups):
+            settled = await settle(self._store, GROUP_HOMES + group, HomeRecord, lambda now: None)
+            if settled.changed:
+                await self._following.reached(settled.revision)
+
+    # -- stubs ----------------------------------------------------------------------------------------------------
+
+    async def ensure_stubs(self, cluster: str, topics: Iterable[str]) -> None:
+        """Each topic that lives elsewhere gets a closed stub with its partition count on `cluster`, known to all
+        its brokers. Topics the view does not serve, and internal ones, are left out.
+
+        Raises:
+            StubRefused, Undecided: for one topic at least; the others have theirs.
+        """
+        view = self._following.view
+        missing = [name for name in dict.fromkeys(topics) if not _has_stub(view, cluster, name)]
+        if not missing:
+            return
+        client = self._clients.get(cluster)
+        if client is None:
+            raise Undecided(cluster, "not an active cluster")
+        failed: list[StubRefused | Undecided | StoreError] = []
+
+        async def make(name: str) -> None:
+            async with self._stub_slots:
+                try:
+                    await self._ensure_stub(client, name)
+                except (StubRefused, Undecided, StoreError) as error:
+                    failed.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for name in missing:
+                nursery.start_soon(make, name)
+        self._discovery.refresh(cluster)
+        if failed:
+            raise failed[0]
+
+    async def _ensure_stub(self, client: ClusterClient, name: str) -> None:
+        key = (client.name, name)
+        async with self._stub_locks.setdefault(key, trio.Lock()):
+            view = self._following.view
+            if _has_stub(view, client.name, name):
+                return
+            wanted = view.topics[name].record.partitions
+            await self._following.reached(await make_stub(self._store, client, view.stubs.get(key), name, wanted))
+        self._stub_locks.pop(key, None)
+
+    # -- the rest -------------------------------------------------------------------------------------------------
+
+    def refresh(self, cluster: str) -> None:
+        """Read the cluster's metadata again as soon as may be."""
+        self._discovery.refresh(cluster)
+
+    async def record_change(self, by: str, what: str, plan: Mapping[str, object], result: Mapping[str, object]) -> None:
+        """Append to the history."""
+        await record_change(self._store, by, what, plan, result)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _placement(self) -> Placement:
+        placement = self._following.view.placement
+        if placement is None:
+            raise Undecided("-", "no placement is known yet")
+        return placement
+
+    def _reachable(self) -> list[ClusterClient]:
+        view = self._following.view
+        clients = [self._clients.get(name) for name, one in view.clusters.items() if one.snapshot.reachable]
+        return [one for one in clients if one is not None]
+
+    def _must_be_reachable(self, cluster: str) -> None:
+        snapshot = self._discovery.snapshot(cluster)
+        if not snapshot.reachable:
+            raise Undecided(cluster, snapshot.reason or "not reached yet")
+
+    async def _ask(
+        self, rounds: dict[str, Rounds[Listed]], ask: Callable[[ClusterClient], Awaitable[Listed]]
+    ) -> dict[str, Listed]:
+        """The answers of every reachable cluster; one that fails now counts as away, unless all do."""
+        answers: dict[str, Listed] = {}
+        failed: list[Undecided] = []
+
+        async def one(client: ClusterClient) -> None:
+            if client.name not in rounds:
+                rounds[client.name] = Rounds(lambda: self._ask_named(client.name, ask))
+            try:
+                answers[client.name] = await rounds[client.name]()
+            except Undecided as error:
+                failed.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for client in self._reachable():
+                nursery.start_soon(one, client)
+        if failed:
+            # It answered a moment ago: it may hold what is asked for, and will either answer or count as away soon.
+            self._discovery.refresh(failed[0].cluster)
+            raise failed[0]
+        return answers
+
+    async def _ask_named(self, cluster: str, ask: Callable[[ClusterClient], Awaitable[Listed]]) -> Listed:
+        client = self._clients.get(cluster)
+        if client is None:
+            raise Undecided(cluster, "not an active cluster")
+        return await ask(client)
+
+    async def _group_exists(self, cluster: str, group: str) -> bool:
+        client = self._clients.get(cluster)
+        if client is None:
+            return True
+        return group in await list_groups(client)
+
+    async def _record(self, key: str, decide: Callable[[HomeRecord | None], HomeRecord]) -> HomeRecord:
+        settled = await settle(self._store, key, HomeRecord, decide)
+        assert settled.value is not None
+        await self._following.reached(settled.revision)
+        return settled.value
+
+
+def _indexes(view: View) -> dict[str, int]:
+    return {name: one.record.index for name, one in view.clusters.items()}
+
+
+def _has_stub(view: View, cluster: str, name: str) -> bool:
+    """Whether nothing is to be done for this topic on this home, by the view alone."""
+    topic = view.topics.get(name)
+    if topic is None or topic.cluster == cluster or is_internal(name):
+        return True
+    stub = view.stubs.get((cluster, name))
+    return stub is not None and bool(stub.topic_id) and stub.partitions == topic.record.partitions
+
+
+async def record_change(
+    store: Store, by: str, what: str, plan: Mapping[str, object], result: Mapping[str, object]
+) -> None:
+    """Append to the history; keys sort by time. `plan` and `result` must be JSON values."""
+    record = ChangeRecord(
+        at=time.time(), by=by, what=what, plan=json.loads(json.dumps(plan)), result=json.loads(json.dumps(result))
+    )
+    key = f"{HISTORY}{time.time_ns():020d}-{secrets.token_hex(4)}"
+    await store.commit((), (Put(key, encode(record)),))

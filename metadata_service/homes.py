@@ -1,0 +1,95 @@
+"""The homes of groups and transactional ids. Pure decisions; federation.py asks the clusters and records the result.
+
+A group's home is where it already is: where it has members, else where it has commits. Where that is one cluster,
+it decides; where it is several, a live one goes before one with commits only, then an explicit rule, then the lowest
+cluster index, and the others are recorded as a conflict for the operator to see. A group nobody knows goes where the
+rules say. All kinds of groups (classic, consumer, share, streams) are one name space, as on a broker.
+
+A cluster that is away when a group is first used is not waited for, or one lost cluster would keep every new group
+from starting: a group it holds is found when it is back, and shown as a conflict. Only where the cluster that would
+become the home is itself away is nothing decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import msgspec
+
+from metadata_service.asking import FoundGroup, FoundTransaction
+from metadata_service.models import HomeRecord
+from metadata_service.placement import place_home
+from runtime.settings import Placement
+
+
+def _first(
+    candidates: Collection[str], live: Collection[str], ruled: str | None, indexes: Mapping[str, int]
+) -> str | None:
+    best = live or candidates
+    if len(best) > 1 and ruled in best:
+        return ruled
+    return min(best, key=lambda one: (indexes.get(one, 1 << 30), one), default=None)
+
+
+def decide_group(
+    name: str, found: Mapping[str, FoundGroup], placement: Placement, indexes: Mapping[str, int]
+) -> HomeRecord:
+    """The home of a group that has none; `found`: the clusters that know it."""
+    ruled, explicit = place_home(placement, "groups", name)
+    live = [cluster for cluster, one in found.items() if one.live]
+    home = _first(found, live, ruled if explicit else None, indexes)
+    if home is None:
+        return HomeRecord(name=name, cluster=ruled)
+    return HomeRecord(name=name, cluster=home, conflict=_rest(found, home))
+
+
+def decide_transaction(
+    name: str, found: Mapping[str, FoundTransaction], placement: Placement, indexes: Mapping[str, int]
+) -> HomeRecord:
+    """The home of a transactional id that has none. One that no cluster knows is not fixed: its first topic decides."""
+    ruled, explicit = place_home(placement, "transactional_ids", name)
+    live = [cluster for cluster, one in found.items() if one.live]
+    home = _first(found, live, ruled if explicit else None, indexes)
+    if home is None:
+        return HomeRecord(name=name, cluster=ruled, written=False)
+    return HomeRecord(name=name, cluster=home, conflict=_rest(found, home))
+
+
+def review(
+    record: HomeRecord, found: Mapping[str, FoundGroup] | Mapping[str, FoundTransaction], reachable: Collection[str]
+) -> HomeRecord:
+    """The record with its conflict as it is now. The home itself never changes here: that is an operation.
+
+    What was recorded about clusters that could not be asked stays.
+    """
+    silent = {one for one in record.conflict if one not in reachable}
+    now = tuple(sorted({one for one in found if one != record.cluster} | silent))
+    return record if now == record.conflict else msgspec.structs.replace(record, conflict=now)
+
+
+def fix_transaction(current: HomeRecord | None, name: str, cluster: str) -> HomeRecord:
+    """The id names a topic of `cluster`: its home is fixed there, unless it was fixed before."""
+    if current is not None and current.written:
+        return current
+    return HomeRecord(name=name, cluster=cluster)
+
+
+def _rest(found: Mapping[str, object], home: str) -> tuple[str, ...]:
+    return tuple(sorted(one for one in found if one != home))
+
+
+def by_name(
+    clusters: Mapping[str, Mapping[str, FoundGroup]], known: Collection[str] = ()
+) -> dict[str, dict[str, FoundGroup]]:
+    """Cluster -> groups turned into group -> clusters, without names in `known`."""
+    turned: dict[str, dict[str, FoundGroup]] = {}
+    for cluster, groups in clusters.items():
+        for name, one in groups.items():
+            if name not in known:
+                turned.setdefault(name, {})[cluster] = one
+    return turned
+
+
+def gone(homes: Sequence[HomeRecord], listed: Mapping[str, Collection[str]]) -> list[str]:
+    """Names whose home, having answered, does not know them (any longer). `listed`: cluster -> names it knows."""
+    return [one.name for one in homes if one.cluster in listed and one.name not in listed[one.cluster]]

@@ -1,0 +1,103 @@
+"""A process that takes part: its view, its clients of the clusters, its registration, and the decisions it may make.
+
+async with join(store, instance="a", worker=0, role="proxy") as member:
+    member.following.view            # the newest view
+    await member.federation.group_home("g")
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+
+from metadata_service.clients import Clients
+from metadata_service.discovery import INTERVAL, Discovery
+from metadata_service.federation import WorkerFederation
+from metadata_service.following import Following
+from metadata_service.identity import identify
+from metadata_service.models import ClusterRecord, WorkerRecord
+from metadata_service.registration import TTL, Registration
+from metadata_service.store.contract import Store
+from metadata_service.view import View
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a process has after it has joined; all of it runs until the context ends."""
+
+    store: Store
+    clients: Clients
+    following: Following
+    discovery: Discovery
+    federation: WorkerFederation
+    registration: Registration
+
+    @property
+    def view(self) -> View:
+        return self.following.view
+
+    async def settled(self, timeout: float = 10.0) -> View:
+        """The view once every active cluster was looked at, or has failed to answer, for the first time; the view as
+        it is after `timeout` seconds (a cluster that hangs must not keep a worker from serving the others)."""
+        with trio.move_on_after(timeout):
+            await self.following.wait_for(_looked_at, timeout)
+        return self.following.view
+
+
+def _looked_at(view: View) -> bool:
+    """Every active cluster has a snapshot, or a reason for having none."""
+    active = [one for one in view.clusters.values() if one.record.state == "active"]
+    return bool(active) and all(one.snapshot.reachable or one.snapshot.reason for one in active)
+
+
+@asynccontextmanager
+async def join(
+    store: Store,
+    *,
+    instance: str,
+    worker: int,
+    role: Literal["proxy", "controller", "replicator"],
+    interval: float = INTERVAL,
+    ttl: int = TTL,
+    connections: Callable[[], int] = lambda: 0,
+    in_use: Callable[[], int | None] = lambda: None,
+) -> AsyncIterator[Member]:
+    """Follow, discover and register; ready when the view is loaded and the process is registered.
+
+    `interval`: seconds between two looks at a cluster; `ttl`: of the lease, seconds; `connections`, `in_use`: see
+    Registration. Waits for the store as long as it is away.
+    """
+    following = Following(store)
+
+    async def known(record: ClusterRecord, kafka_id: str) -> None:
+        await identify(store, record, kafka_id)
+
+    record = WorkerRecord(
+        instance=instance,
+        worker=worker,
+        role=role,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        started=time.time(),
+        version=VERSION,
+    )
+    with Clients(f"kfed-{role}-{instance}-{worker}") as clients:
+        discovery = Discovery(clients, following.snapshot_changed, known, interval=interval)
+        registration = Registration(store, following, record, ttl=ttl, connections=connections, in_use=in_use)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(following.run)
+            await nursery.start(discovery.run)
+            following.on_clusters(discovery.follow)
+            await nursery.start(registration.run)
+            federation = WorkerFederation(store, following, clients, discovery)
+            yield Member(store, clients, following, discovery, federation, registration)
+            nursery.cancel_scope.cancel()
