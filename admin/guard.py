@@ -9,7 +9,6 @@ token.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import math
 import re
 from pathlib import Path
@@ -19,7 +18,7 @@ import msgspec
 import trio
 
 from runtime import logging
-from runtime.settings import Admin, SettingsError
+from runtime.settings import Admin, SettingsError, is_loopback
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,17 +31,8 @@ MAX_IMPORT = 64 << 20
 IMPORT_PATHS = frozenset({"/api/v1/store/import"})
 BODY_TIMEOUT = 15.0  # seconds until a request's body is here
 REQUEST_TIMEOUT = 25.0  # seconds for everything
+IMPORT_TIMEOUT = 120.0  # an import waits until every process has noticed
 CONCURRENT = 64
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to bind to is reachable from this machine only. Names other than localhost are not."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Token:
@@ -83,19 +73,12 @@ class Token:
 
 
 def token_of(admin: Admin) -> Token | None:
-    """The token that callers need, or None where none is needed.
+    """The token that callers need, or None where none is needed (settings allow that on loopback only).
 
     Raises:
-        SettingsError: one is needed and there is none.
+        SettingsError: it cannot be read.
     """
-    if admin.token_file is not None:
-        return Token(admin.token_file)
-    if not is_loopback(admin.bind):
-        raise SettingsError(
-            f"admin.token_file: needed, since admin.bind {admin.bind} is not loopback; write a secret of 16 characters "
-            "or more into a file and name it here"
-        )
-    return None
+    return Token(admin.token_file) if admin.token_file is not None else None
 
 
 class Refusal(Exception):
@@ -126,12 +109,13 @@ class Guard:
 
         try:
             self._admit(scope)
-            with trio.move_on_after(REQUEST_TIMEOUT) as scope_of_time:
+            seconds = IMPORT_TIMEOUT if scope["path"] in IMPORT_PATHS else REQUEST_TIMEOUT
+            with trio.move_on_after(seconds) as scope_of_time:
                 async with self._limit:
                     body = await self._body(scope, receive)
                     await self._app(scope, _replay(body, receive), sending)
             if scope_of_time.cancelled_caught and not started:
-                raise Refusal(504, f"no answer within {REQUEST_TIMEOUT:.0f} s")
+                raise Refusal(504, f"no answer within {seconds:.0f} s")
         except Refusal as refusal:
             if refusal.status in (401, 403):
                 peer = (scope.get("client") or ["?"])[0]

@@ -1,4 +1,4 @@
-"""`kfed`: what the command line does. Each command is one function that gets the arguments and returns an exit status."""
+"""`kfed`: each command is one function that gets the parsed arguments and returns an exit status."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def settings_of(options: argparse.Namespace, *, needed: bool) -> Settings | None
 def _command(options: argparse.Namespace) -> int:
     # What a command needs is imported when it is called: `kfed topics` need not wait for servers to be loaded.
     if options.command in ("run", "serve"):
-        from cli import serve
-
         if options.command == "serve" and options.role == "replicator":
             raise Usage("the replicator is not part of this release")
         settings = settings_of(options, needed=True)
         assert settings is not None
+        from cli import serve
+
         return serve.run(settings, options)
     if options.command == "version":
         from cli import show

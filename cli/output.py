@@ -30,7 +30,8 @@ def text(value: object) -> str:
         return ", ".join(text(one) for one in value)
     if isinstance(value, dict):
         return ", ".join(f"{key}={text(one)}" for key, one in value.items())
-    return str(value)
+    # Names come from clients: none may steer the reader's terminal.
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(value))
 
 
 def when(seconds: object) -> str:

@@ -1,7 +1,7 @@
 """Logs: structured events on stderr, as text or JSON, without secrets and without floods.
 
-`configure` is called once per process; before that (and in tests) structlog's own defaults apply. Libraries that use
-the standard `logging` come out the same way.
+`configure` is called once per process; libraries that use the standard `logging`
+come out the same way.
 
     log = runtime.logging.get(__name__)
     log.warning("connection refused", reason="too many connections", peer="10.0.0.7")
@@ -30,7 +30,9 @@ KINDS = 2000  # of events that are counted apart; beyond it they are counted tog
 HIDDEN = "***"
 
 _SECRET_KEY = re.compile(
-    r"pass(word|wd|phrase)?$|secret|(^|[_.-])(token|hmac|credential|authorization|jaas|api_?key|private_?key)s?$", re.I
+    r"pass(word|wd|phrase)?$|secret"
+    r"|(^|[_.-])(token|hmac|credential|authorization|jaas|api[_-]?key|private[_-]?key)s?$",
+    re.I,
 )
 _SECRET_VALUE = re.compile(
     r"(?P<keep>\b(?:Bearer|Basic)\s+|://[^/\s:@]+:|(?:password|secret|token)\s*[=:]\s*)(?P<hide>[^\s,;@'\"}]+)", re.I
@@ -185,3 +187,12 @@ class _Handler(logging.StreamHandler[TextIO]):
 def get(name: str, **context: object) -> structlog.typing.FilteringBoundLogger:
     """The logger of a module; `context` is added to its events."""
     return cast(structlog.typing.FilteringBoundLogger, structlog.stdlib.get_logger(name, **context))
+
+
+# Until `configure` is called (tests, small tools): through the standard library, which writes warnings to stderr.
+structlog.configure(
+    processors=[_redacted, structlog.processors.KeyValueRenderer(key_order=["event"])],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+    wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+    cache_logger_on_first_use=False,
+)

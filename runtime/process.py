@@ -106,7 +106,7 @@ class Child:
         self._must_start = must_start
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = trio.Event()
-        self._ever_ready = False
+        self._ever_ready = trio.Event()
         self._stop = trio.Event()
         self._ended = trio.Event()
         self._changed: list[Callable[[Child], None]] = []
@@ -117,9 +117,8 @@ class Child:
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def wait_ready(self) -> None:
-        """Returns when it is ready, at once if it is."""
-        while not self._ready.is_set():
-            await self._ready.wait()
+        """Returns when it was ready for the first time."""
+        await self._ever_ready.wait()
 
     def notify(self, changed: Callable[[Child], None]) -> None:
         """`changed` is called whenever the state changes."""
@@ -148,7 +147,7 @@ class Child:
                 await self._run_once()
                 if self._stop.is_set():
                     return
-                if not self._ever_ready and (self._must_start or self.exit_status == WRONG_CONFIGURATION):
+                if not self._ever_ready.is_set() and (self._must_start or self.exit_status == WRONG_CONFIGURATION):
                     raise CannotStart(self.name, self.exit_status)
                 if boottime() - begin > 30:
                     pause = self._first_pause
@@ -204,9 +203,9 @@ class Child:
             for line in lines:
                 text = line.decode(errors="replace")
                 if text == READY and not self._ready.is_set():
-                    self._ever_ready = True
                     self._enter("ready")
                     self._ready.set()
+                    self._ever_ready.set()
                 elif text:
                     log.info("output of a child process", child=self.name, text=text)
 

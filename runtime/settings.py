@@ -7,6 +7,7 @@ changes.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Literal
@@ -148,7 +149,10 @@ class Proxy(_Settings, frozen=True):
 
 
 class Admin(_Settings, frozen=True):
-    """The admin API, `/metrics`, `/healthz` and `/readyz`. A token is required unless `bind` is loopback."""
+    """The admin API, `/metrics`, `/healthz` and `/readyz`. A token is required unless `bind` is loopback.
+
+    `port` 0 switches it off. The token file holds at least 16 characters and is re-read when it changes.
+    """
 
     bind: str = "127.0.0.1"
     port: int = 9380
@@ -183,7 +187,9 @@ def port_range(text: str, key: str) -> range:
     return range(int(match[1]), int(match[2]) + 1)
 
 
-def _check(settings: Settings) -> None:
+def check(settings: Settings) -> None:
+    """What the types cannot say. Raises SettingsError, which names the key."""
+
     def known(cluster: str, key: str) -> None:
         if cluster not in settings.clusters:
             names = ", ".join(sorted(settings.clusters))
@@ -221,6 +227,7 @@ def _check(settings: Settings) -> None:
             except re.error as error:
                 raise SettingsError(f"{key}.{field}: {pattern!r} is no regular expression: {error}") from None
     _check_listeners(settings)
+    _check_process(settings)
 
 
 def check_sasl(sasl: Sasl, key: str) -> None:
@@ -238,9 +245,7 @@ def _check_listeners(settings: Settings) -> None:
     if not settings.proxy.listeners:
         raise SettingsError("proxy.listeners: at least one listener")
     names: set[str] = set()
-    taken: dict[tuple[str, int], str] = {}
-    if settings.admin.port:
-        taken[settings.admin.bind, settings.admin.port] = "admin.port"
+    taken = {(settings.admin.bind, settings.admin.port): "admin.port"} if settings.admin.port else {}
     for n, listener in enumerate(settings.proxy.listeners):
         key = f"proxy.listeners[{n}]"
         if listener.name in names:
@@ -253,15 +258,54 @@ def _check_listeners(settings: Settings) -> None:
                 raise SettingsError(f"{key}.sni: needs tls, since the name is read from the TLS handshake")
             if "{broker}" not in listener.sni or "{cluster}" not in listener.sni:
                 raise SettingsError(f"{key}.sni: the pattern must contain {{cluster}} and {{broker}}")
-        ports = [listener.port]
+        if not 0 < listener.port < 65536:
+            raise SettingsError(f"{key}.port: {listener.port} is no port")
+        # The admin port may lie within the range: virtual brokers are then given the others (see broker_ports).
+        here = {listener.port: f"{key}.port"}
+        if (other := taken.get((listener.bind, listener.port))) is not None:
+            raise SettingsError(f"{key}.port: port {listener.port} is already used by {other}")
         if listener.broker_ports is not None:
-            ports += port_range(listener.broker_ports, f"{key}.broker_ports")
-        for port in ports:
-            if not 0 < port < 65536:
-                raise SettingsError(f"{key}.port: {port} is no port")
-            if (other := taken.get((listener.bind, port))) is not None:
-                raise SettingsError(f"{key}: port {port} is already used by {other}")
-            taken[listener.bind, port] = key
+            for port in port_range(listener.broker_ports, f"{key}.broker_ports"):
+                other = here.get(port) or taken.get((listener.bind, port))
+                if other is not None and other != "admin.port":
+                    raise SettingsError(f"{key}.broker_ports: port {port} is already used by {other}")
+                here.setdefault(port, f"{key}.broker_ports")
+        for port, what in here.items():
+            taken.setdefault((listener.bind, port), what)
+
+
+def broker_ports(settings: Settings, listener: Listener) -> tuple[int, ...]:
+    """The ports that a listener's virtual brokers may be given: its range, without the admin port."""
+    if listener.broker_ports is None:
+        return ()
+    ports = port_range(listener.broker_ports, f"proxy.listeners ({listener.name}).broker_ports")
+    return tuple(port for port in ports if port != settings.admin.port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to bind to is reachable from this machine only. Names other than localhost are not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_process(settings: Settings) -> None:
+    """`admin` and `proxy.limits`."""
+    admin = settings.admin
+    if not 0 <= admin.port < 65536:
+        raise SettingsError(f"admin.port: {admin.port} is no port (0: no admin API)")
+    if admin.port and admin.token_file is None and not is_loopback(admin.bind):
+        raise SettingsError(
+            f"admin.token_file: needed, since admin.bind {admin.bind} is not loopback; write a secret of 16 characters "
+            "or more into a file and name it here"
+        )
+    limits = settings.proxy.limits
+    for name in limits.__struct_fields__:
+        if getattr(limits, name) <= 0:
+            raise SettingsError(f"proxy.limits.{name}: more than 0")
 
 
 def parse(text: str) -> Settings:
@@ -278,7 +322,7 @@ def parse(text: str) -> Settings:
         settings = msgspec.convert(raw, Settings)
     except msgspec.ValidationError as error:
         raise SettingsError(str(error).replace(" - at `$.", ": at `").replace(" - at `$", " - at `")) from None
-    _check(settings)
+    check(settings)
     return settings
 
 

@@ -1,0 +1,113 @@
+"""One instance's process tree. The parent decides nothing on the data path; its children live and end with it.
+
+    kfed run                store server (child, if embedded) + controller + admin API + proxy workers (children)
+    kfed serve proxy        proxy workers (children) + admin API, which only answers questions
+    kfed serve controller   controller + admin API
+
+Ending: the workers drain together while everything else goes on, then the rest ends, and the store's server last.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from admin import server
+from admin.application import application
+from admin.core import Core
+from admin.guard import Token
+from admin.office import FederationOffice
+from admin.parts import controller
+from admin.workers import Workers
+from runtime import logging, process
+from runtime.clock import boottime
+from runtime.metrics import Metrics, labels_of
+from runtime.settings import EmbeddedStore, Settings
+from runtime.tls import ServerTls
+
+log = logging.get(__name__)
+
+Role = Literal["all", "proxy", "controller"]
+
+STORE_DRAIN = 1.0  # seconds of the drain that are kept for the store's server
+
+
+class Tree:
+    """`run` it; `exit_status` is set afterwards. `directory` is private to this process."""
+
+    def __init__(self, settings: Settings, role: Role, instance: str, directory: Path, configuration: Path) -> None:
+        self.settings = settings
+        self.role = role
+        self.draining = False
+        self.metrics = Metrics(**labels_of(instance, "parent"))
+        count = 0 if role == "controller" else settings.proxy.workers
+        self.workers = Workers(count, instance, configuration, directory, self.metrics)
+        controls = role != "proxy"
+        parts = (partial(controller, settings, instance),) if controls else ()
+        self.core = Core(settings, parts)
+        self.office = FederationOffice(
+            settings, instance, self.core, self.workers, self.metrics, self._not_ready, read_only=not controls
+        )
+        self.store: process.Child | None = None
+        if role == "all" and isinstance(settings.store, EmbeddedStore):
+            # The socket's place is the default one: `kfed serve` on this machine finds it by the same configuration.
+            self.store = process.Child(
+                "store", ["metadata_service.store.embedded_server", settings.store.path], must_start=True
+            )
+            self.store.notify(self._store_changed)
+        self._ready = False
+
+    def _store_changed(self, child: process.Child) -> None:
+        self.metrics.child_up[child.name] = child.state == "ready"
+        self.metrics.child_restarts[child.name] = child.restarts
+
+    def _not_ready(self) -> list[str]:
+        reasons = ["draining"] if self.draining else []
+        if self.core.opened is None:
+            reasons.append(self.core.why)
+        if self.workers.children and not self.workers.ready:
+            reasons.append("no proxy worker is ready")
+        return reasons
+
+    def _kill(self) -> None:
+        for child in (*self.workers.children, self.store):
+            if child is not None:
+                child.kill()
+
+    async def run(self, listening: socket.socket | None, token: Token | None, tls: ServerTls | None) -> None:
+        """Until a signal; then drains, for at most `process.DRAIN` seconds.
+
+        Raises, in groups:
+            CannotStart, SettingsError: it cannot run with this configuration.
+        """
+        async with trio.open_nursery() as outer:
+            stop = await outer.start(partial(process.watch_signals, on_second=self._kill))
+            if self.store is not None:
+                outer.start_soon(self.store.run)
+            async with trio.open_nursery() as inner:
+                inner.start_soon(self._start, listening, token, tls)
+                await stop.wait()
+                deadline = boottime() + process.DRAIN
+                self.draining = True
+                await self.workers.drain(deadline - boottime() - STORE_DRAIN)
+                inner.cancel_scope.cancel()
+            if self.store is not None:
+                await self.store.drain(max(STORE_DRAIN, deadline - boottime()))
+            outer.cancel_scope.cancel()
+
+    async def _start(self, listening: socket.socket | None, token: Token | None, tls: ServerTls | None) -> None:
+        async with trio.open_nursery() as nursery:
+            if listening is not None:
+                await nursery.start(server.serve, application(self.office, token), listening, tls)
+            if self.store is not None:
+                await self.store.wait_ready()
+            await nursery.start(self.core.run)
+            nursery.start_soon(self.workers.run)
+            await self.workers.wait_ready()
+            process.say_ready()
+            log.info("ready", pid=os.getpid(), workers=len(self.workers.children))
