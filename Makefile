@@ -26,6 +26,7 @@ requirements: setup
 # Kafka and the Java test client, into a cache outside the tree; java and maven are installed where that is possible.
 kafka: setup
 	$(BIN)/python -m tools.kafka.get
+	$(BIN)/python -m tools.java_client.build
 
 format: setup
 	$(BIN)/ruff format $(SOURCES)

@@ -1,3 +1,3 @@
 """Fixtures come from tests/fixtures; this only loads them."""
 
-pytest_plugins = ["tests.fixtures.clusters", "tests.fixtures.names"]
+pytest_plugins = ["tests.fixtures.clusters", "tests.fixtures.java", "tests.fixtures.names"]
