@@ -16,7 +16,6 @@ import trio
 
 from kafka_client import AuthenticationFailed, BrokerUnavailable, ClusterClient, Security
 from kafka_wire.errors import ERROR
-from proxy.identity import principal as principals
 from proxy.identity.acl import AclSet, Operation, Resource
 from proxy.identity.acl_cache import AclCache, Authority, AuthorityUnknown, ClusterIdentity
 from proxy.identity.answers import shown
@@ -36,7 +35,6 @@ MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256")  # a token is good for every SCR
 _NO_SCRAM = (ERROR.UNSUPPORTED_SASL_MECHANISM, ERROR.ILLEGAL_SASL_STATE)
 # Answers of newer versions name topics by id only and could not be filtered.
 _LAST_BY_NAME = {8: 9, 9: 9}
-OWN_NAME_FOR = 60.0  # seconds
 
 
 class IdentityRefused(Exception):
@@ -85,7 +83,6 @@ class CallerPool:
         super_users = {cluster: one.super_users for cluster, one in settings.items()}
         self.vault = TokenVault(services, super_users=super_users)
         self._clients: OrderedDict[tuple[str, Principal], _Client] = OrderedDict()
-        self._own: dict[str, tuple[Principal | None, float]] = {}
         self._mechanism: dict[str, str] = {}
 
     async def run(self) -> None:
@@ -125,7 +122,7 @@ class CallerPool:
             KeyError: no such cluster. ClientError: as `ClusterClient.call`.
         """
         service = self._services[cluster]
-        if principal == await self._own_name(cluster):
+        if principal == await self.vault.own_name(cluster):
             return await service.call(key, message, broker, version, timeout, retry=retry)
         unknown: AuthorityUnknown | None = None
         authority: Authority | None = None
@@ -199,21 +196,6 @@ class CallerPool:
             first = denied[0]
             reason = f"{cluster}: {principal} may not {first.operation.name} {first.resource.name} {first.name}"
             raise IdentityRefused(reason, denied)
-
-    async def _own_name(self, cluster: str) -> Principal | None:
-        known = self._own.get(cluster)
-        now = trio.current_time()
-        if known is not None and now - known[1] < OWN_NAME_FOR:
-            return known[0]
-        answer = await self._services[cluster].call(
-            principals.API_CREATE_DELEGATION_TOKEN, principals.question(), retry=True
-        )
-        try:
-            name: Principal | None = principals.named(answer)
-        except principals.PrincipalUnknown:
-            name = None
-        self._own[cluster] = (name, now)
-        return name
 
     async def _with_token(
         self,

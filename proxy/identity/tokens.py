@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from kafka_client import ClientError, Refused, Sasl, SecretValue, UnsupportedApi
+from kafka_client.cluster import backoff
 from kafka_wire.errors import ERROR, error_name
+from proxy.identity.principal import Principal, PrincipalUnknown, named, question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kafka_wire.codec import Message
-    from proxy.identity.principal import Principal
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ OWNER_VERSION = 3  # the first that can name an owner (KIP-373)
 RENEW_AT = 0.6
 # How long a refusal is believed before the broker is asked again, seconds.
 OFF_FOR, DENIED_FOR = 60.0, 10.0
+OWN_NAME_FOR = 60.0
 RENEW_AGAIN_AFTER = 5.0
 # A new token reaches the other brokers through the metadata log; measured 20 ms.
 SPREAD_WITHIN = 5.0
@@ -102,6 +104,7 @@ class TokenVault:
         self._limit = limit
         self._max_lifetime_ms = max_lifetime_ms
         self._slots: OrderedDict[tuple[str, Principal], _Slot] = OrderedDict()
+        self._own: dict[str, tuple[Principal | None, float]] = {}
         self._off: dict[str, tuple[TokensUnavailable, float]] = {}
 
     async def credentials(self, cluster: str, principal: Principal, mechanism: str = "SCRAM-SHA-512") -> Sasl:
@@ -191,11 +194,32 @@ class TokenVault:
         await self._evict(keep=key)
         return token
 
+    async def own_name(self, cluster: str) -> Principal | None:
+        """Who the service is on `cluster`, by the broker's word; None where it names nobody."""
+        known = self._own.get(cluster)
+        now = trio.current_time()
+        if known is not None and now < known[1]:
+            return known[0]
+        answer = await self._callers[cluster].call(CREATE, question(), retry=True)
+        try:
+            name: Principal | None = named(answer)
+        except PrincipalUnknown:
+            name = None
+        self._own[cluster] = (name, now + OWN_NAME_FOR)
+        return name
+
+    async def _renewers(self, cluster: str) -> list[Message]:
+        """Ourselves, or nobody: having created a token gives no right to renew or expire it (63, measured)."""
+        own = await self.own_name(cluster)
+        if own is None or own.type != "User":
+            return []
+        return [{"principal_type": own.type, "principal_name": own.name}]
+
     async def _created(self, cluster: str, principal: Principal, slot: _Slot) -> Token:
         message = {
             "owner_principal_type": principal.type,
             "owner_principal_name": principal.name,
-            "renewers": [],  # creator and owner may always renew; the owner's own connections are token ones: never
+            "renewers": await self._renewers(cluster),
             "max_lifetime_ms": self._max_lifetime_ms,
         }
         asked_at = trio.current_time()
@@ -262,8 +286,19 @@ class TokenVault:
                 await self._expire(key[0], slot.token)
 
     async def _expire(self, cluster: str, token: Token) -> None:
+        message = {"hmac": token.hmac, "expiry_time_period_ms": -1}
+        failures = 0
         try:
-            message = {"hmac": token.hmac, "expiry_time_period_ms": -1}
-            await self._callers[cluster].call(EXPIRE, message, timeout=2.0)
+            while True:
+                answer = await self._callers[cluster].call(EXPIRE, message, timeout=2.0)
+                code = answer["error_code"]
+                # The controller itself knows a token only some milliseconds after it has created it.
+                if code != ERROR.DELEGATION_TOKEN_NOT_FOUND or trio.current_time() - token.created > SPREAD_WITHIN:
+                    break
+                failures += 1
+                await trio.sleep(backoff(failures))
         except ClientError as error:
             log.info("%s: a token was left to expire by itself: %s", cluster, error)
+        else:
+            if code and code not in _GONE:
+                log.info("%s: a token was left to expire by itself: %s", cluster, error_name(code))
