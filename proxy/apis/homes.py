@@ -1,0 +1,113 @@
+"""Homes and stubs, as the coordinator APIs need them.
+
+A group or transactional id is coordinated by one cluster, its home. On a connection to another cluster the answer is
+NOT_COORDINATOR: clients then ask FindCoordinator again and come to the right broker. On the home, topics that live
+elsewhere need a stub, so that the coordinator can check, assign and store positions for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from kafka_wire.codec import Message
+from kafka_wire.errors import ERROR
+from metadata_service.failures import StubRefused
+from metadata_service.models import is_internal
+from metadata_service.view import View
+from proxy.apis.contract import Call, Handler, Refused
+from proxy.apis.mapping import forward
+from proxy.apis.metadata import find, valid_name
+from proxy.apis.refusals import refusal
+
+
+async def group_home(call: Call, group: str) -> str:
+    """The home of a group: from the view, else decided now. Raises DecisionFailed, StoreError."""
+    known = call.view.groups.get(group)
+    return known.cluster if known is not None else await call.federation.group_home(group)
+
+
+async def transaction_home(call: Call, transactional_id: str) -> str:
+    """The same for a transactional id."""
+    known = call.view.transactions.get(transactional_id)
+    return known.cluster if known is not None else await call.federation.transaction_home(transactional_id)
+
+
+async def require_group(call: Call, group: str) -> None:
+    """Raises Refused with NOT_COORDINATOR where the group is at home on another cluster."""
+    if await group_home(call, group) != call.cluster:
+        raise Refused(ERROR.NOT_COORDINATOR, f"group {group!r} is at home on another broker; look its coordinator up")
+
+
+async def require_transaction(call: Call, transactional_id: str) -> None:
+    """Raises Refused with NOT_COORDINATOR where the id is at home on another cluster."""
+    if await transaction_home(call, transactional_id) != call.cluster:
+        text = f"transactional id {transactional_id!r} is at home on another broker; look its coordinator up"
+        raise Refused(ERROR.NOT_COORDINATOR, text)
+
+
+def split_by_home(
+    key: int,
+    names: str,
+    results: str,
+    name: str,
+    home: Callable[[Call, str], Awaitable[str]] = group_home,
+) -> Handler:
+    """A handler for a list of groups or ids: those at home here are passed on, the others answered NOT_COORDINATOR.
+
+    `names` is the request's list (of names, or of structs with the field `name`), `results` the response's, `name`
+    the field of a result that says which one it is. Results come in the order of the request.
+    """
+
+    def named(item: Any) -> str:
+        return str(item[name]) if isinstance(item, dict) else str(item)
+
+    async def handler(call: Call, version: int, request: Message) -> Message:
+        items = request[names]
+        here = [item for item in items if await home(call, named(item)) == call.cluster]
+        if len(here) == len(items):
+            return await forward(call, call.view, key, request)
+        away = [item for item in items if item not in here]
+        refused = refusal(key, version, {**request, names: away}, ERROR.NOT_COORDINATOR)
+        response = await forward(call, call.view, key, {**request, names: here}) if here else {**refused, results: []}
+        found = {one[name]: one for one in (*refused[results], *response[results])}
+        response[results] = [found[named(item)] for item in items if named(item) in found]
+        return response
+
+    return handler
+
+
+def without_stub(view: View, cluster: str, names: Iterable[str]) -> list[str]:
+    """Those of `names` that live elsewhere and have no stub with all their partitions on `cluster` yet."""
+    out = []
+    for name in dict.fromkeys(names):
+        topic = view.topics.get(name)
+        if topic is None or topic.cluster == cluster or is_internal(name):
+            continue
+        stub = view.stubs.get((cluster, name))
+        if stub is None or not stub.topic_id or stub.partitions < topic.record.partitions:
+            out.append(name)
+    return out
+
+
+async def stubs(call: Call, names: Iterable[str]) -> View:
+    """The newest view, after every topic of `names` that lives elsewhere has its stub on this connection's cluster.
+
+    Names nobody knows are looked up first and are no error here: the coordinator judges them.
+
+    Raises:
+        Refused: a stub cannot be had; the text says what is in the way.
+    """
+    wanted = list(dict.fromkeys(names))
+    view = await find(call, [name for name in wanted if valid_name(name)])
+    missing = without_stub(view, call.cluster, wanted)
+    if not missing:
+        return view
+    try:
+        await call.federation.ensure_stubs(call.cluster, missing)
+    except StubRefused as error:
+        raise Refused(
+            ERROR.INVALID_REQUEST if error.code == 0 else error.code,
+            f"{error}; topic {error.topic!r} and the group have to live on one cluster until that is out of the way",
+        ) from None
+    return call.latest()
