@@ -16,7 +16,7 @@ import trio
 
 from kafka_client import AuthenticationFailed, BrokerUnavailable, ClusterClient, Security
 from kafka_wire.errors import ERROR
-from proxy.identity.acl import AclSet, Operation, Resource
+from proxy.identity.acl import DENIED_CODE, AclSet, Operation, Resource
 from proxy.identity.acl_cache import AclCache, Authority, AuthorityUnknown, ClusterIdentity
 from proxy.identity.answers import shown
 from proxy.identity.needs import Need, NotDecidable, needs
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CallerPool", "ClusterIdentity", "IdentityRefused"]
 
+METADATA, DESCRIBE_GROUPS = 3, 15
 MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256")  # a token is good for every SCRAM mechanism a listener has
 _NO_SCRAM = (ERROR.UNSUPPORTED_SASL_MECHANISM, ERROR.ILLEGAL_SASL_STATE)
 # Answers of newer versions name topics by id only and could not be filtered.
@@ -47,6 +48,10 @@ class IdentityRefused(Exception):
     def __init__(self, reason: str, denied: tuple[Need, ...] = ()) -> None:
         super().__init__(reason)
         self.denied = denied
+
+
+class RulesUnknown(IdentityRefused):
+    """The cluster's rules cannot be read at the moment: asking again later may help."""
 
 
 @dataclass(slots=True)
@@ -93,6 +98,7 @@ class CallerPool:
                 while True:
                     await trio.sleep(self._idle_close / 2)
                     self._close_idle()
+                    await self.vault.expire_dropped()
         finally:
             for one in self._clients.values():
                 one.client.close()
@@ -136,7 +142,7 @@ class CallerPool:
             return await self._with_token(principal, cluster, key, message, broker, version, timeout, retry)
         except TokensUnavailable as error:
             if authority is None:
-                raise IdentityRefused(f"{error}; {unknown}") from None
+                raise RulesUnknown(f"{error}; {unknown}") from None
             if authority.acls is None:
                 raise IdentityRefused(f"{error}; {cluster} has an authorizer whose rules are not known") from None
         self._judge(authority.acls, principal, host, cluster, key, message)
@@ -157,19 +163,41 @@ class CallerPool:
     ) -> frozenset[str]:
         """Those of `names` on which the cluster allows `operation`.
 
+        Decided here by the cluster's ACLs; where its authorizer is another one, the broker is asked as the principal,
+        which it can be about describing topics and groups.
+
         Raises:
-            IdentityRefused: the cluster's rules are not known; nothing may be shown.
+            IdentityRefused: the cluster's rules are not known (`RulesUnknown`: for now); nothing may be shown.
+            ClientError: the broker was asked and did not answer.
         """
         try:
             authority = await self.acls.authority(cluster)
         except AuthorityUnknown as error:
-            raise IdentityRefused(str(error)) from None
+            raise RulesUnknown(str(error)) from None
         if authority.kind == "none":
             return frozenset(names)
         if authority.acls is None:
-            raise IdentityRefused(f"{cluster} has an authorizer whose rules are not known")
+            return await self._seen_by_broker(principal, cluster, resource, sorted(names), operation)
         allows = authority.acls.allows
         return frozenset(name for name in names if allows(principal, host, operation, resource, name))
+
+    async def _seen_by_broker(
+        self, principal: Principal, cluster: str, resource: Resource, names: list[str], operation: Operation
+    ) -> frozenset[str]:
+        if operation != Operation.DESCRIBE or resource not in (Resource.TOPIC, Resource.GROUP):
+            raise IdentityRefused(f"{cluster} has an authorizer whose rules are not known")
+        if not names:
+            return frozenset()
+        if resource == Resource.TOPIC:
+            topics = [{"name": name} for name in names]
+            message = {"topics": topics, "allow_auto_topic_creation": False}
+            answer = await self.ask_as(principal, cluster, METADATA, message, retry=True)
+            found = {one["name"]: one["error_code"] for one in answer["topics"]}
+        else:
+            answer = await self.ask_as(principal, cluster, DESCRIBE_GROUPS, {"groups": names}, retry=True)
+            found = {one["group_id"]: one["error_code"] for one in answer["groups"]}
+        denied = DENIED_CODE[resource]
+        return frozenset(name for name in names if name in found and found[name] != denied)
 
     def forget(self, principal: Principal) -> None:
         """Close the idle connections of a principal on all clusters."""

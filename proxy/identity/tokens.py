@@ -104,6 +104,7 @@ class TokenVault:
         self._limit = limit
         self._max_lifetime_ms = max_lifetime_ms
         self._slots: OrderedDict[tuple[str, Principal], _Slot] = OrderedDict()
+        self._dropped: list[tuple[str, Token]] = []
         self._own: dict[str, tuple[Principal | None, float]] = {}
         self._off: dict[str, tuple[TokensUnavailable, float]] = {}
 
@@ -152,13 +153,19 @@ class TokenVault:
 
     async def close(self, timeout: float = 2.0) -> None:
         """Expire every token at its broker, as far as that works within `timeout` seconds; always forgets them."""
-        slots, self._slots = self._slots, OrderedDict()
+        held = [(cluster, slot.token) for (cluster, _), slot in self._slots.items() if slot.token is not None]
+        self._dropped += held
+        self._slots.clear()
         with trio.move_on_after(timeout) as scope:
             scope.shield = True
-            async with trio.open_nursery() as nursery:
-                for (cluster, _), slot in slots.items():
-                    if slot.token is not None:
-                        nursery.start_soon(self._expire, cluster, slot.token)
+            await self.expire_dropped()
+
+    async def expire_dropped(self) -> None:
+        """Expire at the brokers what the limit has pushed out."""
+        dropped, self._dropped = self._dropped, []
+        async with trio.open_nursery() as nursery:
+            for cluster, token in dropped:
+                nursery.start_soon(self._expire, cluster, token)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -191,7 +198,7 @@ class TokenVault:
                 token = await self._created(cluster, principal, slot)
                 slot.spread.clear()
             slot.token = token
-        await self._evict(keep=key)
+        self._evict(keep=key)
         return token
 
     async def own_name(self, cluster: str) -> Principal | None:
@@ -276,14 +283,16 @@ class TokenVault:
             last_possible=token.last_possible,
         )
 
-    async def _evict(self, keep: tuple[str, Principal]) -> None:
-        while len(self._slots) > self._limit:
-            key = next(iter(self._slots))
-            if key == keep:
+    def _evict(self, keep: tuple[str, Principal]) -> None:
+        for key in list(self._slots):
+            if len(self._slots) <= self._limit:
                 return
-            slot = self._slots.pop(key)
+            slot = self._slots[key]
+            if key == keep or slot.lock.statistics().locked:
+                continue
+            del self._slots[key]
             if slot.token is not None:
-                await self._expire(key[0], slot.token)
+                self._dropped.append((key[0], slot.token))
 
     async def _expire(self, cluster: str, token: Token) -> None:
         message = {"hmac": token.hmac, "expiry_time_period_ms": -1}

@@ -343,6 +343,18 @@ async def test_an_unknown_authorizer_is_refused(tokenless: Cluster) -> None:
                     await callers.visible(ALICE, None, service.name, Resource.TOPIC, ["x"])
 
 
+async def test_another_authorizer_is_asked_as_the_principal(secured_west: Cluster, names: Names) -> None:
+    hers, his = names.topic("hers"), names.topic("his")
+    async with client(secured_west) as admin, client(secured_west, "kfed") as service:
+        await grant(admin, *SERVICE_ACLS, acl("User:alice", Operation.WRITE, Resource.TOPIC, hers))
+        await create_topics(admin, hers, his)
+        async with pool(service, ClusterIdentity("other")) as callers:
+            for kind, there in ((Resource.TOPIC, {hers}), (Resource.GROUP, set())):
+                assert await callers.visible(ALICE, None, service.name, kind, [hers, his]) == there
+            with pytest.raises(IdentityRefused):
+                await callers.visible(ALICE, None, service.name, Resource.TOPIC, [hers], Operation.WRITE)
+
+
 async def test_old_rules_decide_nothing(tokenless: Cluster) -> None:
     async with client(tokenless) as admin, client(tokenless, "kfed") as service:
         await grant(admin, *SERVICE_ACLS)
