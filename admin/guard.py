@@ -129,7 +129,7 @@ class Guard:
         if self._token is not None:
             kind, _, given = headers.get(b"authorization", b"").partition(b" ")
             if kind.lower() != b"bearer" or not self._token.fits(given.strip()):
-                raise Refusal(401, "a bearer token is needed (--token-file, or KFED_TOKEN)")
+                raise Refusal(401, "the admin API needs its token (--token-file FILE, or KFED_TOKEN)")
         else:
             host = headers.get(b"host", b"").decode("latin-1")
             name = re.sub(r":\d+$", "", host).strip("[]")
