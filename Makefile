@@ -26,7 +26,7 @@ requirements: setup
 # Kafka and the Java test client, into a cache outside the tree; java and maven are installed where that is possible.
 kafka: setup
 	$(BIN)/python -m tools.kafka.get
-	$(BIN)/python -m tools.java_client.build
+	$(BIN)/python -m tools.java_client
 
 format: setup
 	$(BIN)/ruff format $(SOURCES)
@@ -41,7 +41,7 @@ check: setup
 
 # Everything, at small counts; real brokers, real clients.
 test: check kafka
-	$(BIN)/pytest -q -m "not soak and not bench" tests/integration tests/e2e tests/history
+	$(BIN)/pytest -q -m "not soak and not bench" tests --ignore tests/unit --ignore tests/property
 
 soak: kafka
 	$(BIN)/pytest -m soak --timeout 0 tests

@@ -9,6 +9,7 @@ import trio
 
 from tests.fixtures.names import Names
 from tools.java_client import Jvm
+from tools.kafka.console import MAIN_CLASSES
 from tools.local_cluster import Cluster
 
 Protocol = Literal["classic", "consumer"]
@@ -148,6 +149,13 @@ async def test_delegation_tokens_and_permissions(secured_east: Cluster, jvm: Jvm
         assert row in await admin.call("describe_acls")
         token = await alice.call("create_token")
         assert token["owner"] == "User:alice"
+
+
+async def test_every_command_line_tool_starts_and_leaves_the_jvm_alone(jvm: Jvm) -> None:
+    for tool in MAIN_CLASSES:
+        helped = await jvm.tool(tool, "--help")
+        assert helped.code in (0, 1), tool
+        assert helped.out + helped.err, tool
 
 
 async def test_command_line_tools(east: Cluster, jvm: Jvm, names: Names) -> None:

@@ -42,7 +42,3 @@ def classes() -> Path:
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     target = get.cache() / f"java-client-{digest.hexdigest()[:12]}"
     return get.build_once(target, functools.partial(_compile, sources))
-
-
-if __name__ == "__main__":
-    print(classes())

@@ -9,6 +9,7 @@ import java.io.OutputStream;
 import java.io.PrintStream;
 import java.lang.reflect.InvocationTargetException;
 import java.nio.charset.StandardCharsets;
+import java.security.Permission;
 import java.util.List;
 import java.util.concurrent.atomic.AtomicReference;
 import org.apache.kafka.common.utils.Exit;
@@ -60,8 +61,32 @@ final class Tools {
         });
         Exit.setExitProcedure((status, message) -> leave(status));
         Exit.setHaltProcedure((status, message) -> leave(status));
+        catchSystemExit();
         // They would pile up, and run when this JVM ends.
         Exit.setShutdownHookAdder((name, hook) -> {});
+    }
+
+    /** Tools with argparse4j leave through System.exit on --help and on wrong usage. Java 17 can still intercept that. */
+    @SuppressWarnings("removal")
+    private static void catchSystemExit() {
+        try {
+            System.setSecurityManager(new SecurityManager() {
+                @Override
+                public void checkPermission(Permission permission) {}
+
+                @Override
+                public void checkPermission(Permission permission, Object context) {}
+
+                @Override
+                public void checkExit(int status) {
+                    if (CURRENT.get() != null) {
+                        leave(status);
+                    }
+                }
+            });
+        } catch (UnsupportedOperationException newerJava) {
+            // There such a call ends this JVM; everything else works.
+        }
     }
 
     private static void leave(int status) {
