@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -24,8 +25,9 @@ class Jvm:
     """Blocking to make and to close; everything else is for trio, in any number of runs."""
 
     def __init__(self, log: Path | None = None, *, heap: str = "512m", full_jit: bool = False) -> None:
+        self._temporary = Path(tempfile.mkdtemp(prefix="kfed-java-")) if log is None else None
         self._conversation = Conversation(
-            log or Path(tempfile.mkdtemp(prefix="kfed-java-")) / "java.log", heap=heap, full_jit=full_jit
+            log or Path(self._temporary or ".") / "java.log", heap=heap, full_jit=full_jit
         )
         self._names = itertools.count(1)
 
@@ -39,6 +41,8 @@ class Jvm:
 
     def close(self) -> None:
         self._conversation.close()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def __enter__(self) -> Jvm:
         return self
