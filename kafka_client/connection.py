@@ -38,6 +38,7 @@ SOFTWARE = {"client_software_name": "kfed", "client_software_version": "0.1.0"}
 MAX_FRAME = 128 << 20
 MAX_IN_FLIGHT = 64
 REAUTHENTICATE_AT = 0.85  # of the session's lifetime; Java clients take 85 to 95 % (KIP-368)
+REAUTHENTICATE_PAUSE = 1.05  # seconds; brokers answer 34 to a handshake within a second of the last
 _READ, _GROW = 1 << 16, 1 << 18
 _SIZE, _CORRELATION = struct.Struct(">i"), struct.Struct(">i")
 
@@ -393,7 +394,8 @@ class Connection:
             if not done:
                 self._fail("authentication failed or was cut off")  # the broker is in the middle of it
         now = trio.current_time()
-        self._reauthenticate_at = now + lifetime / 1000 * REAUTHENTICATE_AT if lifetime > 0 else None
+        pause = max(lifetime / 1000 * REAUTHENTICATE_AT, REAUTHENTICATE_PAUSE)
+        self._reauthenticate_at = now + pause if lifetime > 0 else None
 
     async def _sasl(self, exchange: sasl.Exchange, mechanism: str) -> int:
         """Runs the exchange; returns the session's lifetime in ms, 0 for unlimited."""
