@@ -6,38 +6,52 @@ it again, with everything that was built on it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
+from metadata_service.clients import Clients
+from metadata_service.controller import Controller
+from metadata_service.discovery import Discovery
 from metadata_service.failures import SettingsRefused
+from metadata_service.federation import WorkerFederation
+from metadata_service.following import Following
+from metadata_service.identity import identify
 from metadata_service.member import Member, join
+from metadata_service.models import ClusterRecord, WorkerRecord
+from metadata_service.registration import Registration
 from metadata_service.seeding import seed
-from metadata_service.store.contract import SchemaTooNew, SchemaTooOld, StoreError, StoreReplaced
+from metadata_service.store.contract import SchemaTooNew, SchemaTooOld, Store, StoreError, StoreReplaced
 from metadata_service.store.open import open_store
 from metadata_service.store.opened import OpenedStore
 from runtime import logging
 from runtime.settings import Settings, SettingsError
+from runtime.version import VERSION
 
 log = logging.get(__name__)
 
 RETRY = 1.0  # seconds between two attempts to open the store
 
-Part = Callable[[Member, OpenedStore], Awaitable[None]]
-"""Runs on an opened store until it is cancelled (the store was replaced, or the process ends)."""
-
 
 class Core:
-    """`member` and `store` are None until the store is open and the view is loaded, and while it is opened again."""
+    """`member` and `store` are None until the store is open and the view is loaded, and while it is opened again.
 
-    def __init__(self, settings: Settings, instance: str, parts: Sequence[Part] = ()) -> None:
+    With `controls` this process takes part in the election of the controller; without, it only looks.
+    """
+
+    def __init__(self, settings: Settings, instance: str, *, controls: bool) -> None:
         self.member: Member | None = None
         self.store: OpenedStore | None = None
+        self.controller: Controller | None = None
         self.why = "the store was not reached yet"
         self._settings = settings
         self._instance = instance
-        self._parts = tuple(parts)
-        self._reopened = trio.Event()
+        self._controls = controls
+        self._changed = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; started when the first view is loaded.
@@ -48,19 +62,17 @@ class Core:
         started = False
         while True:
             try:
-                async with (
-                    open_store(self._settings.store, self._settings.federation) as store,
-                    trio.open_nursery() as nursery,
-                ):
+                async with open_store(self._settings.store, self._settings.federation) as store:
                     await seed(store, self._settings)
-                    async with join(store, instance=self._instance, worker=0, role="controller") as member:
+                    async with self._joined(store) as member:
                         self.member, self.store, self.why = member, store, ""
-                        self._reopened.set()
-                        for part in self._parts:
-                            nursery.start_soon(part, member, store)
+                        self._announce()
                         if not started:
                             started = True
                             task_status.started()
+                        if self._controls:
+                            self.controller = Controller(member, self._settings)
+                            await self.controller.run()
                         await trio.sleep_forever()
             except* StoreReplaced:
                 log.warning("the store was replaced; opening it again")
@@ -73,15 +85,56 @@ class Core:
                 self.why = f"the store is away: {_text(group)}"
                 log.warning("the store cannot be opened; trying again", error=_text(group))
             finally:
-                self.member = self.store = None
-                self._reopened = trio.Event()
+                self.member = self.store = self.controller = None
+                self._announce()
             await trio.sleep(RETRY)
 
-    async def reopened(self) -> tuple[Member, OpenedStore]:
-        """What is open, as soon as something is."""
-        while self.member is None or self.store is None:
-            await self._reopened.wait()
-        return self.member, self.store
+    @asynccontextmanager
+    async def _joined(self, store: Store) -> AsyncIterator[Member]:
+        if self._controls:
+            async with join(store, instance=self._instance, worker=0, role="controller") as member:
+                yield member
+        else:
+            async with _watching(store, self._instance) as member:
+                yield member
+
+    def _announce(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def reopened(self, *, other_than: OpenedStore) -> None:
+        """Returns when a store is open that is not `other_than`."""
+        while self.store is None or self.store is other_than:
+            await self._changed.wait()
+
+
+@asynccontextmanager
+async def _watching(store: Store, instance: str) -> AsyncIterator[Member]:
+    """A member that sees everything and is not registered: nobody need wait for what it has acknowledged."""
+    following = Following(store)
+
+    async def known(record: ClusterRecord, kafka_id: str) -> None:
+        await identify(store, record, kafka_id)
+
+    record = WorkerRecord(
+        instance=instance,
+        worker=0,
+        role="controller",
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        started=time.time(),
+        version=VERSION,
+    )
+    with Clients(f"kfed-admin-{instance}") as clients:
+        discovery = Discovery(clients, following.snapshot_changed, known)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(following.run)
+            await nursery.start(discovery.run)
+            following.on_clusters(discovery.follow)
+            federation = WorkerFederation(store, following, clients, discovery)
+            registration = Registration(store, following, record)
+            yield Member(store, clients, following, discovery, federation, registration)
+            nursery.cancel_scope.cancel()
 
 
 def _text(group: BaseExceptionGroup[BaseException]) -> str:

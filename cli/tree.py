@@ -22,7 +22,6 @@ from admin.application import application
 from admin.core import Core
 from admin.guard import Token
 from admin.office import FederationOffice
-from admin.parts import controller
 from admin.workers import Workers
 from runtime import logging, process
 from runtime.clock import boottime
@@ -48,8 +47,7 @@ class Tree:
         count = 0 if role == "controller" else settings.proxy.workers
         self.workers = Workers(count, instance, configuration, directory, self.metrics)
         controls = role != "proxy"
-        parts = (partial(controller, settings, instance),) if controls else ()
-        self.core = Core(settings, parts)
+        self.core = Core(settings, instance, controls=controls)
         self.office = FederationOffice(
             settings, instance, self.core, self.workers, self.metrics, self._not_ready, read_only=not controls
         )
@@ -68,7 +66,7 @@ class Tree:
 
     def _not_ready(self) -> list[str]:
         reasons = ["draining"] if self.draining else []
-        if self.core.opened is None:
+        if self.core.member is None:
             reasons.append(self.core.why)
         if self.workers.children and not self.workers.ready:
             reasons.append("no proxy worker is ready")

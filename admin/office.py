@@ -1,0 +1,241 @@
+"""The admin API's answers and changes, over an opened store and its view. Every change is recorded in the history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
+from admin.core import Core
+from admin.workers import Workers
+from metadata_service import models, seeding
+from metadata_service.failures import DecisionFailed, SettingsRefused
+from metadata_service.member import Member
+from metadata_service.records import decode
+from metadata_service.store import transfer
+from metadata_service.store.contract import StoreError
+from metadata_service.store.opened import OpenedStore
+from runtime import logging
+from runtime.metrics import Metrics, join
+from runtime.settings import Cluster, Placement, Settings, SettingsError, check
+
+log = logging.get(__name__)
+
+REOPEN = 30.0  # seconds after an import until the store is open again
+
+T = TypeVar("T")
+
+
+class FederationOffice:
+    """`admin.contract.Office` for one instance."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        instance: str,
+        core: Core,
+        workers: Workers,
+        metrics: Metrics,
+        reasons: Callable[[], list[str]],
+        *,
+        read_only: bool,
+    ) -> None:
+        self.read_only = read_only
+        self._settings = settings
+        self._instance = instance
+        self._core = core
+        self._workers = workers
+        self._metrics = metrics
+        self._reasons = reasons
+        metrics.gauge("kfed_view_age_seconds", self._of_member(lambda member: member.following.age()))
+        metrics.gauge("kfed_leader", lambda: float(core.controller is not None and core.controller.leading))
+        metrics.gauge("kfed_view_revision", self._of_member(lambda member: float(member.view.revision)))
+        metrics.gauge(
+            "kfed_store_connected", lambda: float(core.member is not None and core.member.following.connected)
+        )
+
+    def _of_member(self, get: Callable[[Member], float | None]) -> Callable[[], float | None]:
+        return lambda: get(self._core.member) if self._core.member is not None else None
+
+    def _open(self) -> tuple[Member, OpenedStore]:
+        if self._core.member is None or self._core.store is None:
+            raise Unavailable(self._core.why)
+        return self._core.member, self._core.store
+
+    def not_ready(self) -> list[str]:
+        return self._reasons()
+
+    async def metrics(self) -> bytes:
+        texts = await self._workers.metrics()
+        return join([self._metrics.render(), *texts])
+
+    # -- operations and history -----------------------------------------------------------------------------------
+
+    async def operations(self) -> Document:
+        member, _ = self._open()
+        found = sorted(member.view.operations.values(), key=lambda one: -one.started)
+        return {"operations": [msgspec.to_builtins(one) for one in found]}
+
+    async def operation(self, identifier: str) -> Document:
+        member, _ = self._open()
+        if (found := member.view.operations.get(identifier)) is None:
+            raise NotFound(f"no operation {identifier!r}")
+        document: Document = msgspec.to_builtins(found)
+        return document
+
+    async def history(self, limit: int) -> Document:
+        _, store = self._open()
+        with _store_errors():
+            found = await store.range(models.HISTORY)
+        changes = [decode(models.ChangeRecord, one.value) for one in found.items]
+        changes.sort(key=lambda one: -one.at)
+        return {"history": [logging.redact(one) for one in changes[:limit]], "total": len(changes)}
+
+    async def _record(self, by: str, what: str, plan: Mapping[str, object], result: Mapping[str, object]) -> None:
+        """A change that was made is not undone because its record cannot be written: that is logged."""
+        log.info("changed", by=by, what=what, result=dict(result))
+        try:
+            member, _ = self._open()
+            await member.federation.record_change(by, what, plan, result)
+        except (Unavailable, StoreError, DecisionFailed) as error:
+            log.error("a change could not be recorded", by=by, what=what, error=str(error))
+
+    # -- configuration --------------------------------------------------------------------------------------------
+
+    async def config(self) -> Document:
+        _, store = self._open()
+        with _store_errors():
+            clusters, placement = await seeding.stored_configuration(store)
+        return {
+            "federation": self._settings.federation,
+            "clusters": {
+                name: {"index": one.index, "state": one.state, **_builtins(one.settings)}
+                for name, one in sorted(clusters.items(), key=lambda item: item[1].index)
+            },
+            "placement": _builtins(placement.placement) if placement is not None else None,
+            "placement_version": placement.version if placement is not None else 0,
+            "process": {
+                "instance": self._instance,
+                "store": _builtins(self._settings.store),
+                "proxy": _builtins(self._settings.proxy),
+                "admin": _builtins(self._settings.admin),
+                "log": _builtins(self._settings.log),
+            },
+        }
+
+    def _wanted(self, wanted: Mapping[str, object]) -> Settings:
+        """The file's part that the store keeps, joined with this process's own."""
+        for key in ("clusters", "placement"):
+            if key not in wanted:
+                raise Wrong(f"{key}: missing")
+        try:
+            settings = msgspec.structs.replace(
+                self._settings,
+                federation=msgspec.convert(wanted.get("federation", self._settings.federation), str),
+                clusters=msgspec.convert(wanted["clusters"], dict[str, Cluster]),
+                placement=msgspec.convert(wanted["placement"], Placement),
+            )
+            check(settings)
+        except (msgspec.ValidationError, SettingsError) as error:
+            raise Wrong(str(error)) from None
+        if settings.federation != self._settings.federation:
+            raise Wrong(f"federation: this is {self._settings.federation!r}, the file says {settings.federation!r}")
+        return settings
+
+    async def _differences(self, settings: Settings) -> tuple[list[dict[str, Any]], int]:
+        """The changes, and the store revision of the newest record that was compared."""
+        _, store = self._open()
+        with _store_errors():
+            clusters = await store.range(models.CLUSTERS)
+            placement = await store.get(models.PLACEMENT)
+        records = {one.key[len(models.CLUSTERS) :]: decode(models.ClusterRecord, one.value) for one in clusters.items}
+        rules = decode(models.PlacementRecord, placement.value) if placement is not None else None
+        found = seeding.differences(settings, records, rules)
+        newest = max([0, *(one.mod_revision for one in (*clusters.items, *([placement] if placement else [])))])
+        return [_change(one) for one in found], newest
+
+    async def config_diff(self, wanted: Mapping[str, object]) -> Document:
+        changes, revision = await self._differences(self._wanted(wanted))
+        return {"changes": changes, "applied": False, "revision": revision}
+
+    async def config_apply(self, wanted: Mapping[str, object], revision: int | None, by: str) -> Document:
+        settings = self._wanted(wanted)
+        changes, now = await self._differences(settings)
+        if revision is not None and revision != now:
+            raise Conflict("the configuration in the store has changed since the plan: look at the plan again")
+        _, store = self._open()
+        applied: Sequence[seeding.Difference] = ()
+        try:
+            with _store_errors():
+                applied = await seeding.apply(store, settings)
+        except SettingsRefused as error:
+            await self._record(by, "config apply", {"changes": changes}, {"error": str(error)})
+            raise Wrong(str(error)) from None
+        except Unavailable as error:
+            await self._record(by, "config apply", {"changes": changes}, {"error": str(error)})
+            raise
+        done = [_change(one) for one in applied]
+        _, after = await self._differences(settings)
+        await self._record(by, "config apply", {"changes": changes}, {"changed": [one["key"] for one in done]})
+        return {"changes": done, "applied": True, "revision": after}
+
+    # -- the store ------------------------------------------------------------------------------------------------
+
+    async def store_export(self, by: str) -> Document:
+        _, store = self._open()
+        with _store_errors():
+            document = await transfer.export(store)
+        log.info("the store was exported", by=by, keys=len(document["items"]))
+        return document
+
+    async def store_import_plan(self, exported: Mapping[str, object]) -> Document:
+        _, store = self._open()
+        items = exported.get("items")
+        if exported.get("format") != transfer.FORMAT or not isinstance(items, list):
+            raise Wrong("export: this is no export of a store")
+        with _store_errors():
+            now = await store.range("")
+        return {
+            "applied": False,
+            "keys": len(items),
+            "replaces": sum(not one.lease for one in now.items),
+            "exported_at_revision": exported.get("revision"),
+            "same_store": exported.get("store") == store.record.store,
+        }
+
+    async def store_import(self, exported: Mapping[str, object], by: str) -> Document:
+        plan = await self.store_import_plan(exported)
+        _, store = self._open()
+        try:
+            with _store_errors():
+                keys = await transfer.import_(store, exported, replace=True)
+        except ValueError as error:
+            raise Wrong(f"export: {error}") from None
+        with trio.move_on_after(REOPEN):
+            await self._core.reopened(other_than=store)
+        await self._record(by, "store import", plan, {"keys": keys})
+        return {**plan, "applied": True, "keys": keys}
+
+
+class _store_errors:  # noqa: N801 (reads as a statement)
+    """The store's failures as the API's."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, StoreError):
+            raise Unavailable(str(error)) from error
+
+
+def _builtins(value: msgspec.Struct) -> dict[str, Any]:
+    """As JSON, without passwords."""
+    shown: Any = logging.redact(msgspec.to_builtins(value))
+    return dict(shown)
+
+
+def _change(one: seeding.Difference) -> dict[str, Any]:
+    return {"key": one.key, "action": one.change, "from": one.stored, "to": one.configured}

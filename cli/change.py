@@ -1,0 +1,93 @@
+"""Commands that change something: they print their plan, and do it only with --apply."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cli import output, tables
+from cli.main import DONE, FAILED, Usage, settings_of
+from cli.show import ask
+from runtime.settings import Settings
+
+
+def run(options: argparse.Namespace) -> int:
+    """`config ...` and `store ...`."""
+    if options.command == "store":
+        return _export(options) if options.action == "export" else _import(options)
+    settings = settings_of(options, needed=True)
+    assert settings is not None
+    if options.action == "check":
+        if options.json:
+            output.document({"valid": True, "federation": settings.federation})
+        else:
+            print(f"{options.config or 'kfed.yaml'}: right")
+        return DONE
+    return _config(options, settings)
+
+
+def _config(options: argparse.Namespace, settings: Settings) -> int:
+    wanted = {
+        "federation": settings.federation,
+        "clusters": msgspec.to_builtins(settings.clusters),
+        "placement": msgspec.to_builtins(settings.placement),
+    }
+    plan = ask(options, "config/diff", "POST", {"configuration": wanted})
+    if options.action == "apply" and options.apply and plan["changes"]:
+        body = {"configuration": wanted, "apply": True, "revision": plan["revision"]}
+        plan = ask(options, "config/apply", "POST", body)
+    if options.json:
+        output.document(plan)
+    else:
+        tables.changes(plan)
+        if options.action == "apply" and plan["changes"] and not options.apply:
+            print("\nNothing was changed; do it with --apply.")
+    return DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    exported = ask(options, "store/export", "POST")
+    text = json.dumps(exported, indent=1) + "\n"
+    if options.file == "-":
+        sys.stdout.write(text)
+        return DONE
+    # It holds passwords: readable by its owner alone, and whole or not there.
+    target = Path(options.file)
+    part = target.with_name(target.name + ".part")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(target)
+    except OSError as error:
+        raise Usage(f"{target}: {error.strerror}") from None
+    if options.json:
+        output.document({"file": str(target), "keys": len(exported["items"])})
+    else:
+        print(f"{len(exported['items'])} keys are in {target}; it holds passwords, keep it safe.")
+    return DONE
+
+
+def _import(options: argparse.Namespace) -> int:
+    try:
+        exported: Any = json.loads(Path(options.file).read_text())
+    except OSError as error:
+        raise Usage(f"{options.file}: {error.strerror}") from None
+    except ValueError as error:
+        raise Usage(f"{options.file}: no JSON: {error}") from None
+    result = ask(options, "store/import", "POST", {"export": exported, "apply": options.apply})
+    if options.json:
+        output.document(result)
+    else:
+        output.fields(result.items())
+        if not options.apply:
+            print("\nNothing was changed; do it with --apply. Everything the store holds now is replaced.")
+    return DONE if result.get("applied") or not options.apply else FAILED
