@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from kafka_wire.schema import INTEGERS, Definition, Direction, Field, by_key, definitions
@@ -295,13 +295,13 @@ def _struct_writer(fields: Sequence[Field], version: int, flexible: bool) -> Wri
     return write_struct
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled_reader(name: str, version: int) -> Read:
     one = definitions()[name]
     return _struct_reader(one.fields, version, version in one.flexible)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled_writer(name: str, version: int) -> Write:
     one = definitions()[name]
     return _struct_writer(one.fields, version, version in one.flexible)

@@ -1,0 +1,1 @@
+"""One client connection: requests in, in order; answers out, in the same order."""

@@ -1,0 +1,140 @@
+"""`Call` of proxy.apis.contract, for one request of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import trio
+
+from kafka_wire.codec import Message
+from kafka_wire.errors import ERROR
+from kafka_wire.schema import by_key
+from metadata_service.view import View
+from proxy.apis.contract import CloseConnection, ClusterAway, Federation, Refused
+from proxy.identity.principal import API_CREATE_DELEGATION_TOKEN, PrincipalUnknown, named, question
+from proxy.session import responses
+from proxy.session.session import Session
+
+ANONYMOUS = "User:ANONYMOUS"
+
+
+class SessionCall:
+    """One request's surroundings; lives as long as the request."""
+
+    def __init__(self, session: Session, view: View, key: int, version: int) -> None:
+        self._session = session
+        self._key = key
+        self._version = version
+        self.view = view
+        self.cluster = session.cluster
+        self.broker = session.broker
+        self.listener = session.listener
+        self.client_id = session.client_id
+        self.client_host = session.client.peer.rpartition(":")[0]
+        self.federation: Federation = session.around.federation
+
+    def latest(self) -> View:
+        return self._session.around.view()
+
+    def address(self, cluster: str, broker: int) -> tuple[str, int] | None:
+        return self._session.around.address(self.listener, cluster, broker)
+
+    async def principal(self) -> str:
+        session = self._session
+        if session.known_principal is None:
+            if session.mapped_principal is not None:
+                session.known_principal = session.mapped_principal
+            elif not session.around.authenticating(session.cluster):
+                session.known_principal = ANONYMOUS
+            else:
+                key = API_CREATE_DELEGATION_TOKEN
+                response = await session.inner(key, self._version_on(self.cluster, key), question())
+                try:
+                    session.known_principal = str(named(response))
+                except PrincipalUnknown as error:
+                    raise session.refuse("principal_unknown", error=str(error)) from None
+        return session.known_principal
+
+    async def forward(self, request: Message, version: int | None = None) -> Message:
+        try:
+            return await self._session.inner(self._key, self._version if version is None else version, request)
+        except ClusterAway as away:
+            raise CloseConnection(str(away)) from None
+
+    async def forward_unanswered(self, request: Message) -> None:
+        """A Produce with acks=0: nobody answers it."""
+        await self._session.inner_unanswered(self._key, self._version, request)
+
+    def fetch_session_is_stale(self) -> bool:
+        """Whether a topic stopped being served here since this connection's fetch session began."""
+        return self._session.fetch_generation != self.latest().served_generation.get(self.cluster, 0)
+
+    def clean_produce(self, response: Message) -> Message:
+        """A broker's answer with virtual brokers in its leader hints."""
+        responses.clean(self._session, response, "partition_responses")
+        return response
+
+    def clean_fetch(self, response: Message) -> Message:
+        """The same for Fetch, and for the preferred read replica."""
+        responses.map_replicas(self._session, response)
+        responses.clean(self._session, response, "partitions")
+        return response
+
+    def _version_on(self, cluster: str, key: int) -> int:
+        known = by_key("request")[key]
+        high = known.versions.high - (1 if known.unstable and known.versions.high > known.versions.low else 0)
+        seen = self.view.clusters.get(cluster)
+        if seen is not None and key in seen.snapshot.versions:
+            low, top = seen.snapshot.versions[key]
+            if top < known.versions.low or low > high:
+                raise Refused(ERROR.UNSUPPORTED_VERSION, f"cluster {cluster} speaks no version of this API known here")
+            high = min(high, top)
+        return high
+
+    async def ask(
+        self, cluster: str, key: int, request: Message, *, broker: int | None = None, timeout: float = 30.0
+    ) -> Message:
+        session = self._session
+        own = cluster == session.cluster
+        try:
+            with trio.fail_after(timeout):
+                if own and (broker is None or broker == await self._own_broker()):
+                    return await session.inner(key, self._version_on(cluster, key), request)
+                principal = await self.principal()
+                return await session.around.identity.ask_as(
+                    principal, self.client_host, cluster, key, request, broker=broker
+                )
+        except trio.TooSlowError:
+            if own:
+                raise CloseConnection(f"the broker did not answer within {timeout:g} s") from None
+            raise ClusterAway(cluster, f"no answer within {timeout:g} s") from None
+
+    async def _own_broker(self) -> int:
+        if self._session.upstream is None:
+            await self._session.open_upstream()
+        return self._session.upstream_broker
+
+    async def ask_clusters(
+        self, key: int, requests: Mapping[str, Message], *, timeout: float = 30.0
+    ) -> dict[str, Message | ClusterAway | Refused]:
+        answers: dict[str, Message | ClusterAway | Refused] = {}
+
+        async def one(cluster: str, request: Message) -> None:
+            try:
+                answers[cluster] = await self.ask(cluster, key, request, timeout=timeout)
+            except (ClusterAway, Refused) as failure:
+                answers[cluster] = failure
+
+        if len(requests) == 1:
+            await one(*next(iter(requests.items())))
+        else:
+            async with trio.open_nursery() as nursery:
+                for cluster, request in requests.items():
+                    nursery.start_soon(one, cluster, request)
+        return {cluster: answers[cluster] for cluster in requests}
+
+    async def visible(self, cluster: str, operation: int, resource_type: int, names: Iterable[str]) -> set[str]:
+        wanted = set(names)
+        return await self._session.around.identity.visible(
+            await self.principal(), self.client_host, cluster, operation, resource_type, wanted
+        )

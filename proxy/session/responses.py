@@ -1,0 +1,285 @@
+"""From the broker: answers are passed back in order, looked at only as far as they can name a physical broker."""
+
+from __future__ import annotations
+
+import struct
+
+from kafka_wire.codec import DecodeError, Message, decode
+from kafka_wire.errors import error_text
+from kafka_wire.fetch_view import STALE_LEADER, FetchWalk
+from kafka_wire.frames import response_body, response_frame
+from metadata_service.models import STRIDE
+from proxy.apis.contract import CloseConnection
+from proxy.session.session import Kind, Session, Slot
+from proxy.transport.channel import SCRATCH, ChannelClosed
+from proxy.transport.splice import move
+
+_HEAD = struct.Struct(">ii")  # size, correlation id
+HEAD = 8192
+LARGE = 131072
+
+
+async def write_responses(session: Session) -> None:
+    """Until the broker closes. Raises ChannelClosed or CloseConnection."""
+    inbox = session.upstream_inbox
+    assert inbox is not None
+    slots = session.slots
+    while True:
+        window = await inbox.window(8)
+        if len(window) < 8:
+            raise ChannelClosed("the broker closed the connection")
+        size, correlation = _HEAD.unpack_from(window)
+        if not slots or not 4 <= size <= session.around.limits.max_response_bytes:
+            raise CloseConnection("the broker sent what was not asked for")
+        slot = slots[0]
+        if slot.kind is not Kind.TOKEN and correlation != slot.correlation:
+            raise CloseConnection("the broker answered out of order")
+        if slot.repeated is not None and len(window) == size + 4 and slot.repeated.fine(window, size):
+            await session.client.send(window)
+        elif slot.kind is Kind.FETCH:
+            await _fetch(session, window, size, slot)
+        elif slot.kind is Kind.INNER or slot.kind is Kind.PRODUCE:
+            await _whole(session, window, size, slot)
+        else:
+            await _pass(session, window, size)
+        slots.popleft()
+        if slot.kind is Kind.INNER:
+            assert slot.done is not None
+            slot.done.set()
+        else:
+            session.answered(slot, size + 4)
+        while slots and slots[0].kind is Kind.LOCAL:
+            made = slots[0]
+            assert made.answer is not None
+            await session.client.send(made.answer)
+            slots.popleft()
+            session.answered(made, len(made.answer))
+        session.popped()
+
+
+async def _pass(session: Session, window: memoryview, size: int) -> None:
+    """The frame at the start of `window`, as it is."""
+    inbox = session.upstream_inbox
+    assert inbox is not None
+    end = size + 4
+    if len(window) >= end:
+        if len(window) > end:
+            inbox.keep(window[end:])
+        await session.client.send(window[:end])
+        return
+    left = end - len(window)
+    await session.client.send(window, more=True)
+    await move(inbox, session.client, left, session.around.pipes)
+
+
+async def _whole(session: Session, window: memoryview, size: int, slot: Slot) -> None:
+    """A frame that is looked at as a whole: a Produce answer, or one a handler asked for."""
+    inbox = session.upstream_inbox
+    assert inbox is not None
+    end = size + 4
+    if len(window) >= end:
+        if slot.kind is Kind.INNER:
+            slot.answer = bytes(window[4:end])
+            inbox.keep(window[end:])
+            return
+        frame = produce_answer(session, window[:end], slot)
+        if len(window) > end:
+            inbox.keep(window[end:])
+        await session.client.send(frame)
+        return
+    inbox.keep(window)
+    async with session.around.budget.hold(size):
+        whole = bytearray(end)
+        await inbox.whole(memoryview(whole))
+        if slot.kind is Kind.INNER:
+            slot.answer = memoryview(whole)[4:].tobytes()
+        else:
+            await session.client.send(produce_answer(session, memoryview(whole), slot))
+
+
+def produce_answer(session: Session, frame: memoryview, slot: Slot) -> bytes | memoryview:
+    """The answer to a Produce as the client may see it; `frame` has its size prefix."""
+    body = response_body(slot.key, slot.version, frame[4:])
+    response = decode("response", slot.key, slot.version, frame[4:], body)
+    codes = {part["error_code"] for topic in response["responses"] for part in topic["partition_responses"]}
+    if codes == {0}:
+        return frame
+    if codes & STALE_LEADER:
+        session.around.federation.refresh(session.cluster)
+    clean(session, response, "partition_responses")
+    return response_frame(slot.key, slot.version, slot.correlation, response)
+
+
+def clean(session: Session, response: Message, partitions: str) -> None:
+    """Take everything that names a physical broker out of a decoded Produce or Fetch answer."""
+    rewrite_hints(session, response, partitions)
+    for topic in response["responses"]:
+        for part in topic[partitions]:
+            hide_addresses(part)
+
+
+def hide_addresses(part: Message) -> None:
+    """A broker's own words may name addresses; clients get the protocol's sentence for the code instead."""
+    if part.get("error_message"):
+        part["error_message"] = error_text(part["error_code"])
+
+
+def rewrite_hints(session: Session, response: Message, partitions: str) -> None:
+    """Leader hints (KIP-951) in terms of virtual brokers; those without an address are left out."""
+    view = session.around.view()
+    cluster = view.clusters.get(session.cluster)
+    if cluster is None:
+        raise CloseConnection("the cluster is no longer part of the federation")
+    for topic in response["responses"]:
+        for part in topic[partitions]:
+            leader = part.get("current_leader")
+            if leader and leader["leader_id"] >= 0:
+                part["current_leader"] = leader | {"leader_id": cluster.node(leader["leader_id"])}
+    ends = []
+    for end in response.get("node_endpoints") or ():
+        address = session_address(session, session.cluster, end["node_id"])
+        if address:
+            ends.append({"node_id": cluster.node(end["node_id"]), "host": address[0], "port": address[1]})
+    if "node_endpoints" in response:
+        response["node_endpoints"] = ends
+
+
+def session_address(session: Session, cluster: str, broker: int) -> tuple[str, int] | None:
+    """(advertised host, port) of a virtual broker on the session's listener."""
+    return session.around.address(session.listener, cluster, broker)
+
+
+async def _fetch(session: Session, window: memoryview, size: int, slot: Slot) -> None:
+    """A Fetch answer: walked, patched in place, its records passed over unread."""
+    inbox = session.upstream_inbox
+    assert inbox is not None
+    cluster = session.around.view().clusters.get(session.cluster)
+    if cluster is None:
+        raise CloseConnection("the cluster is no longer part of the federation")
+    walk = FetchWalk(slot.version, cluster.record.index * STRIDE)
+    inbox.read_size = HEAD if size > LARGE else SCRATCH
+    end = size + 4
+    pos = 8 if slot.version < 12 else 9
+    if slot.version >= 12 and (len(window) < 9 or window[8]):
+        raise CloseConnection("a response header with tagged fields")
+    try:
+        if len(window) >= end:
+            await _fetch_at_hand(session, window, pos, end, walk, slot)
+        else:
+            walk.neutralise = True
+            await _fetch_in_pieces(session, window, pos, end, walk)
+    except DecodeError as error:
+        raise CloseConnection(f"the broker sent no Fetch response: {error}") from None
+    if walk.stale:
+        session.around.federation.refresh(session.cluster)
+
+
+async def _fetch_at_hand(session: Session, window: memoryview, pos: int, end: int, walk: FetchWalk, slot: Slot) -> None:
+    inbox = session.upstream_inbox
+    assert inbox is not None
+    frame = window[:end]
+    original = bytes(frame) if end <= 4096 else None
+    while not walk.done:
+        pos, records = walk.advance(frame, pos)
+        pos += records
+        if (not records and not walk.done) or pos > end:
+            raise DecodeError("it ends early")
+    answer: bytes | memoryview = frame
+    if walk.hints:
+        # Decoded from the original: the walk has already patched the node ids of `frame`.
+        source = memoryview(original) if original is not None else frame
+        response = decode(
+            "response", slot.key, slot.version, source[4:], response_body(slot.key, slot.version, source[4:])
+        )
+        if original is None:
+            response["node_endpoints"] = []
+        else:
+            map_replicas(session, response)
+            clean(session, response, "partitions")
+        answer = response_frame(slot.key, slot.version, slot.correlation, response)
+    if len(window) > end:
+        inbox.keep(window[end:])
+    await session.client.send(answer)
+
+
+def map_replicas(session: Session, response: Message) -> None:
+    """Preferred read replicas (KIP-392) as virtual brokers."""
+    cluster = session.around.view().clusters[session.cluster]
+    for topic in response["responses"]:
+        for part in topic["partitions"]:
+            if "preferred_read_replica" in part:
+                part["preferred_read_replica"] = cluster.node(part["preferred_read_replica"])
+
+
+async def _fetch_in_pieces(session: Session, window: memoryview, pos: int, end: int, walk: FetchWalk) -> None:
+    """A frame larger than what is at hand: walked as it comes, long stretches of records spliced."""
+    inbox, client, pipes = session.upstream_inbox, session.client, session.around.pipes
+    assert inbox is not None
+    left = end  # of the frame, not yet passed on
+    data = window
+    while True:
+        while True:
+            pos, records = walk.advance(data, pos)
+            if not records:
+                break
+            pos += records
+            if pos > len(data):
+                break
+        if pos > len(data):  # the records go on behind what is at hand
+            body = pos - len(data)
+            left -= len(data) + body
+            if left < 0:
+                raise DecodeError("records that are longer than their frame")
+            await client.send(data, more=True)
+            await move(inbox, client, body, pipes)
+            if not left:
+                walk.advance(data[:0], 0)
+                break
+            rest = b""
+        elif walk.done or pos == left:
+            break
+        else:  # a unit that is not complete yet
+            rest = bytes(data[pos:])
+            left -= pos
+            inbox.keep(memoryview(rest))
+            if pos:
+                await client.send(data[:pos], more=True)
+        if len(rest) >= SCRATCH:
+            data, left = await _grown(session, left), 0
+            pos = 0
+            await _walk_owned(session, walk, data)
+            return
+        data = await inbox.window(min(len(rest) + 1, left))
+        if len(data) <= len(rest):
+            raise ChannelClosed("the stream ended inside a frame")
+        if len(data) > left:
+            inbox.keep(data[left:])
+            data = data[:left]
+        pos = 0
+    if not walk.done:
+        raise DecodeError("it ends early")
+    if left:
+        if len(data) > left:
+            inbox.keep(data[left:])
+            data = data[:left]
+        await client.send(data)
+
+
+async def _grown(session: Session, left: int) -> memoryview:
+    """The rest of a frame in owned memory, for a unit larger than the scratch (thousands of aborted transactions)."""
+    inbox = session.upstream_inbox
+    assert inbox is not None
+    async with session.around.budget.hold(left):
+        whole = memoryview(bytearray(left))
+        await inbox.whole(whole)
+        return whole
+
+
+async def _walk_owned(session: Session, walk: FetchWalk, data: memoryview) -> None:
+    pos = 0
+    while not walk.done:
+        pos, records = walk.advance(data, pos)
+        pos += records
+        if (not records and not walk.done) or pos > len(data):
+            raise DecodeError("it ends early")
+    await session.client.send(data)

@@ -1,0 +1,242 @@
+"""The state of one client connection, shared by its two directions.
+
+`requests.read_requests` reads from the client and passes requests on or has them handled; `responses.
+write_responses` reads from the broker and passes answers back. Between them stands the queue of slots, one for each
+request that still owes an answer, in request order: Kafka answers a connection's requests in order, so an answer made
+here waits for those of the requests before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from enum import Enum
+
+import trio
+
+from kafka_wire.codec import Message
+from kafka_wire.frames import parse_response, request_frame
+from kafka_wire.produce_repeat import RepeatedProduce
+from proxy.apis.contract import CloseConnection, ClusterAway
+from proxy.session.surroundings import Surroundings
+from proxy.sweep import Waiting
+from proxy.transport.channel import Channel, ChannelClosed, Inbox
+from runtime import logging
+
+log = logging.get(__name__)
+
+MAX_IN_FLIGHT = 256  # requests of one connection without an answer; then nothing more is read from it
+
+
+class Kind(Enum):
+    """What becomes of a slot's answer."""
+
+    PASS = "pass"  # noqa: S105  # the broker's answer, byte for byte
+    TOKEN = "token"  # noqa: S105  # a raw SASL token (handshake v0): no header to check
+    PRODUCE = "produce"
+    FETCH = "fetch"
+    LOCAL = "local"  # made here, ready
+    INNER = "inner"  # asked by a handler; never reaches the client
+
+
+class Slot:
+    """A request that owes an answer."""
+
+    __slots__ = ("answer", "cluster", "correlation", "done", "key", "kind", "repeated", "started", "version")
+
+    def __init__(self, kind: Kind, key: int, version: int, correlation: int, cluster: str) -> None:
+        self.kind = kind
+        self.key = key
+        self.version = version
+        self.correlation = correlation
+        self.cluster = cluster
+        self.started = time.monotonic()
+        self.answer: bytes | bytearray | None = None  # LOCAL: a whole frame; INNER: a frame without its size
+        self.done: trio.Event | None = None
+        self.repeated: RepeatedProduce | None = None
+
+
+class Session:
+    """One client connection. `broker` is -1 on a bootstrap address: any broker of `cluster` will do."""
+
+    def __init__(self, around: Surroundings, client: Channel, listener: str, cluster: str, broker: int) -> None:
+        self.around = around
+        self.client = client
+        self.inbox = Inbox(client, around.scratch)
+        self.listener = listener
+        self.cluster = cluster
+        self.broker = broker
+        self.upstream: Channel | None = None
+        self.upstream_inbox: Inbox | None = None
+        self.slots: deque[Slot] = deque()
+        self.opened = time.monotonic()
+        self.active = self.opened  # when the last request came or the last answer went
+        self.frame_since = self.opened  # when the request that is being read began; 0.0 between requests
+        self.frame_size = 0
+        self.fetch_generation = -1
+        self.last_produce: RepeatedProduce | None = None
+        self.client_id: str | None = None
+        self.known_principal: str | None = None
+        self.mapped_principal: str | None = None  # from a client certificate
+        self.authenticating = False  # between a SASL handshake and the next request that is none of SASL's
+        self.raw_tokens = 0  # frames to come that are raw SASL tokens
+        self.ended: str | None = None  # why it was ended from here
+        self.asked = False  # a whole request has come
+        self.handling: int | None = None  # the revision of the view that a handler is working with
+        self.upstream_broker = -1
+        self._nursery: trio.Nursery | None = None
+        self._room: trio.Event | None = None
+        self._asking = trio.Lock()
+        self._correlation = 0
+
+    async def run(self) -> None:
+        """Until either side ends. Never raises but Cancelled."""
+        from proxy.session.requests import read_requests
+
+        connections = self.around.metrics.listener(self.listener)
+        connections.accepted += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await read_requests(self)
+                await self._linger()
+                nursery.cancel_scope.cancel()
+        except* (ChannelClosed, CloseConnection, ClusterAway) as group:
+            if self.ended is None:
+                log.debug("connection ended", peer=self.client.peer, cluster=self.cluster, why=str(group.exceptions[0]))
+        except* Exception:
+            self.around.refused("internal_error")
+            log.exception("connection failed", peer=self.client.peer, cluster=self.cluster)
+        finally:
+            connections.closed += 1
+            self.around.metrics.in_flight -= sum(1 for slot in self.slots if slot.kind is not Kind.INNER)
+            self.slots.clear()
+            self.client.close()
+            if self.upstream is not None:
+                self.upstream.close()
+
+    async def _linger(self) -> None:
+        """The client sends no more: what it has sent is still executed (acks=0), and answers it still reads go out."""
+        if self.upstream is None:
+            return
+        self.upstream.finish()
+        with trio.move_on_after(5):
+            while self.slots:
+                self._room = trio.Event()
+                await self._room.wait()
+
+    def end(self, reason: str) -> None:
+        """Close from here (a bound was passed, the worker stops); counted under `reason`."""
+        if self.ended is None:
+            self.ended = reason
+            self.around.refused(reason)
+            log.info("connection closed", peer=self.client.peer, cluster=self.cluster, reason=reason)
+        self.client.close()
+        if self.upstream is not None:
+            self.upstream.close()
+
+    def refuse(self, reason: str, **facts: object) -> CloseConnection:
+        """To be raised: the client broke the protocol, or asked what is never forwarded."""
+        if self.ended is None:
+            self.ended = reason
+            self.around.refused(reason)
+            log.warning("connection refused", peer=self.client.peer, cluster=self.cluster, reason=reason, **facts)
+        return CloseConnection(reason)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being read or handled, or owes an answer."""
+        return bool(self.slots) or self.handling is not None or bool(self.frame_since and self.asked)
+
+    def waiting(self) -> Waiting:
+        """For the sweep."""
+        return Waiting(
+            opened=self.opened,
+            active=self.active,
+            asked=self.asked,
+            frame_since=self.frame_since,
+            frame_size=self.frame_size,
+            client_writing_since=self.client.writing_since,
+            upstream_writing_since=self.upstream.writing_since if self.upstream is not None else 0.0,
+            busy=bool(self.slots) or self.handling is not None,
+        )
+
+    # The upstream connection.
+
+    async def open_upstream(self) -> Channel:
+        """This connection's broker connection, opened at first need. Raises ClusterAway."""
+        if self.upstream is None:
+            from proxy.session.responses import write_responses
+
+            channel, broker = await self.around.connect(self.cluster, self.broker, self.mapped_principal)
+            self.upstream = channel
+            self.upstream_broker = broker
+            self.upstream_inbox = Inbox(channel, self.around.scratch)
+            assert self._nursery is not None
+            self._nursery.start_soon(write_responses, self)
+        return self.upstream
+
+    async def room(self) -> None:
+        """Wait while too many requests owe an answer."""
+        while len(self.slots) >= MAX_IN_FLIGHT:
+            self._room = trio.Event()
+            await self._room.wait()
+
+    def push(self, slot: Slot) -> None:
+        self.slots.append(slot)
+        if slot.kind is not Kind.INNER:
+            self.around.metrics.in_flight += 1
+
+    def popped(self) -> None:
+        """A slot was answered: there is room again."""
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+    # Answers made here.
+
+    async def answer(self, slot: Slot, frame: bytes) -> None:
+        """Send a whole response frame in its turn."""
+        self.around.metrics.in_flight += 1
+        if self.slots:
+            slot.kind = Kind.LOCAL
+            slot.answer = frame
+            self.slots.append(slot)
+            return
+        await self.client.send(frame)
+        self.answered(slot, len(frame))
+
+    def answered(self, slot: Slot, size: int) -> None:
+        now = time.monotonic()
+        self.active = now
+        self.around.metrics.in_flight -= 1
+        counters = self.around.api(slot.key, slot.cluster)
+        counters.response_bytes += size
+        counters.observe(now - slot.started)
+
+    # Questions of our own on this connection.
+
+    async def inner(self, key: int, version: int, message: Message) -> Message:
+        """Ask this connection's broker on the client's own connection: the broker judges it as the client.
+
+        Raises:
+            CloseConnection: the broker is gone.
+        """
+        async with self._asking:
+            upstream = await self.open_upstream()
+            await self.room()
+            self._correlation = self._correlation % 0x7FFFFFFF + 1
+            slot = Slot(Kind.INNER, key, version, self._correlation, self.cluster)
+            slot.done = trio.Event()
+            self.push(slot)
+            await upstream.send(request_frame(key, version, slot.correlation, self.client_id, message))
+        await slot.done.wait()
+        assert slot.answer is not None
+        return parse_response(key, version, slot.answer)[1]
+
+    async def inner_unanswered(self, key: int, version: int, message: Message) -> None:
+        """The same for a request that gets no answer (Produce with acks=0)."""
+        async with self._asking:
+            upstream = await self.open_upstream()
+            self._correlation = self._correlation % 0x7FFFFFFF + 1
+            await upstream.send(request_frame(key, version, self._correlation, self.client_id, message))

@@ -1,0 +1,117 @@
+"""What all sessions of a worker share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import trio
+
+from kafka_wire.codec import Message
+from kafka_wire.schema import by_key
+from metadata_service.view import View
+from proxy.apis.contract import Federation, Handler
+from proxy.transport.channel import SCRATCH, Channel
+from proxy.transport.splice import Pipes
+from runtime.metrics import ApiCounters, Metrics
+from runtime.settings import Limits
+
+
+class Identity(Protocol):
+    """How questions reach clusters on somebody's behalf (see proxy.identity)."""
+
+    async def ask_as(
+        self, principal: str, host: str, cluster: str, key: int, request: Message, *, broker: int | None
+    ) -> Message:
+        """Ask a cluster as a principal. Raises ClusterAway or Refused."""
+
+    async def visible(
+        self, principal: str, host: str, cluster: str, operation: int, resource_type: int, names: Iterable[str]
+    ) -> set[str]:
+        """Those of `names` on which the principal may do `operation` there."""
+
+
+class Budget:
+    """Bytes of frames that are held whole, over all sessions of a worker."""
+
+    def __init__(self, total: int, metrics: Metrics) -> None:
+        self._free = total
+        self._total = total
+        self._waiting: list[tuple[int, trio.Event]] = []
+        self._metrics = metrics
+
+    @asynccontextmanager
+    async def hold(self, size: int) -> AsyncIterator[None]:
+        """Waits, first come first served, until `size` bytes are free; a frame above the total waits for all."""
+        size = min(size, self._total)
+        if self._waiting or size > self._free:
+            event = trio.Event()
+            entry = (size, event)
+            self._waiting.append(entry)
+            try:
+                await event.wait()
+            except BaseException:
+                if event.is_set():
+                    self._release(size)
+                else:
+                    self._waiting.remove(entry)
+                raise
+        else:
+            self._free -= size
+        self._metrics.buffered_bytes += size
+        try:
+            yield
+        finally:
+            self._metrics.buffered_bytes -= size
+            self._release(size)
+
+    def _release(self, size: int) -> None:
+        self._free += size
+        while self._waiting and self._waiting[0][0] <= self._free:
+            granted, event = self._waiting.pop(0)
+            self._free -= granted
+            event.set()
+
+
+@dataclass
+class Surroundings:
+    """A worker's parts, as a session sees them."""
+
+    view: Callable[[], View]
+    federation: Federation
+    identity: Identity
+    handlers: Mapping[int, Handler]
+    # Opens a channel to a broker: (cluster, physical broker id or -1 for any, principal to log in as or None: the
+    # client does that itself) -> (channel, broker id). Raises ClusterAway.
+    connect: Callable[[str, int, str | None], Awaitable[tuple[Channel, int]]]
+    # (listener, cluster, physical broker id) -> (advertised host, port) of the virtual broker, None if none is given
+    address: Callable[[str, str, int], tuple[str, int] | None]
+    limits: Limits = field(default_factory=Limits)
+    metrics: Metrics = field(default_factory=Metrics)
+    pipes: Pipes = field(default_factory=Pipes)
+    scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(SCRATCH)))
+    # SASL clusters, whose clients are known only once their broker has answered them.
+    authenticating: Callable[[str], bool] = lambda cluster: False
+    # Answers made of cached bytes, without decoding the request: key -> body or None to take the handler's way.
+    encoded: Mapping[int, Callable[..., Awaitable[bytes | None]]] = field(default_factory=dict)
+    budget: Budget = field(init=False)
+    accepting: bool = True  # False while the worker drains
+
+    def __post_init__(self) -> None:
+        self.budget = Budget(self.limits.buffered_bytes, self.metrics)
+        self._apis: dict[tuple[int, str], ApiCounters] = {}
+
+    def api(self, key: int, cluster: str) -> ApiCounters:
+        """The counters of an API on a cluster."""
+        counters = self._apis.get((key, cluster))
+        if counters is None:
+            known = by_key("request").get(key)
+            name = known.name.removesuffix("Request") if known else str(key)
+            counters = self._apis[key, cluster] = self.metrics.api(name, cluster)
+        return counters
+
+    def refused(self, reason: str) -> None:
+        """Count a refusal."""
+        self.metrics.refusals[reason] += 1
