@@ -203,7 +203,6 @@ def roles(direction: Direction, key: int) -> tuple[RoleAt, ...]:
             elif listed := _ADDRESS_LISTS.get((key, direction, path)):
                 out.append(RoleAt(path, Role.ENDPOINT, one.versions, one))
                 covered.update(f"{prefix}{listed}.{name}" for name in ("name", "host", "port"))
-                covered.update(prefix + inner.name for inner in one.fields if inner.entity == "brokerId")
         elif path not in covered and (role := role_of(direction, key, path, one)) is not None:
             out.append(RoleAt(path, role, one.versions, one))
     return tuple(out)
@@ -276,14 +275,12 @@ def _plan(direction: Direction, key: int, version: int | None, wanted: frozenset
 def _apply(plan: _Plan, message: Message, mapping: Mapping[Role, Mapper]) -> bool:
     """Map one struct; False where it is an endpoint nobody may be told of."""
     message.pop(TAGS, None)
-    if plan.endpoint is not None and plan.endpoint[0] in message:
-        node, listed = plan.endpoint
+    if plan.endpoint is not None and plan.endpoint[1] is not None:
+        message[plan.endpoint[1]] = []
+    elif plan.endpoint is not None and plan.endpoint[0] in message:
+        node = plan.endpoint[0]
         address: Address | None = mapping[Role.ENDPOINT](message[node])
-        message[node], host, port = address or NOWHERE
-        if listed is not None:
-            message[listed] = []
-        else:
-            message["host"], message["port"] = host, port
+        message[node], message["host"], message["port"] = address or NOWHERE
         if address is None:
             return False
     for name, array, role in plan.leaves:
@@ -311,7 +308,8 @@ def rewrite(
     a newer broker says in them cannot be mapped, and may name a broker.
 
     ENDPOINT is mapped by a function of the physical node id that gives `(virtual node id, host, port)`, or None: the
-    broker is then left out of its list, or shown as node -1 without an address where it stands alone.
+    broker is then left out of its list, or shown as node -1 without an address where it stands alone. A list of
+    addresses below a node id (DescribeQuorum) is emptied.
     """
     _apply(_plan(direction, key, version, frozenset(mapping)), message, mapping)
     return message

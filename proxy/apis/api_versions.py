@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 from kafka_wire.api_table import table
-from kafka_wire.codec import Message, encode
+from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from kafka_wire.schema import NEVER
 from metadata_service.view import Snapshot, View
@@ -80,12 +80,10 @@ def response(view: View, version: int, code: int = ERROR.NONE) -> Message:
     }
 
 
-def unsupported(view: View) -> bytes:
-    """The body for an ApiVersions request of a version nobody here reads: version 0 with error 35 (KIP-511)."""
-    return bytes(encode("response", API_VERSIONS, 0, response(view, 0, ERROR.UNSUPPORTED_VERSION)))
-
-
 async def api_versions(call: Call, version: int, request: Message) -> Message:
+    """A version nobody here reads is answered with 35 and what is offered, to be encoded as version 0 (KIP-511)."""
+    if version not in table()[API_VERSIONS].versions:
+        return response(call.view, 0, ERROR.UNSUPPORTED_VERSION)
     for name in ("client_software_name", "client_software_version"):
         if version >= 3 and not _SOFTWARE.fullmatch(request.get(name, "")):
             return {"error_code": ERROR.INVALID_REQUEST, "api_keys": []}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kafka_wire.codec import Message
+from kafka_wire.codec import Buffer, Message, decode
 from kafka_wire.errors import ERROR, error_text
 from metadata_service.models import KAFKA_INTERNAL, is_internal
 from metadata_service.view import ServedTopic, View
@@ -23,6 +23,7 @@ from proxy.apis.metadata_encoding import (
     brokers_of,
     cluster_id,
     controller_of,
+    encoded_metadata,
     topic_entry,
 )
 
@@ -52,20 +53,33 @@ class Named:
     error: int = 0
 
 
-async def visible_topics(call: Call, view: View, names: Iterable[str], operation: int = DESCRIBE) -> set[str]:
-    """Those of `names` this principal may do `operation` on; a name nobody has is asked of where it would go."""
+@dataclass(slots=True)
+class Seen:
+    """Topic names a principal may do something on; `unsure` are those whose cluster could not be asked."""
+
+    names: set[str]
+    unsure: set[str]
+
+
+async def may(call: Call, view: View, names: Iterable[str], operation: int = DESCRIBE) -> Seen:
+    """What this principal may do `operation` on; a name nobody has is asked of where it would go."""
     wanted: dict[str, list[str]] = {}
     for name in names:
         served = view.topics.get(name)
         cluster = served.cluster if served is not None else call.federation.place_topic(name)
         wanted.setdefault(cluster, []).append(name)
-    out: set[str] = set()
+    out = Seen(set(), set())
     for cluster, mine in wanted.items():
         try:
-            out |= await call.visible(cluster, operation, TOPIC, mine)
+            out.names |= await call.visible(cluster, operation, TOPIC, mine)
         except (ClusterAway, Refused):
-            continue  # what cannot be checked is not shown
+            out.unsure.update(mine)
     return out
+
+
+async def visible_topics(call: Call, view: View, names: Iterable[str], operation: int = DESCRIBE) -> set[str]:
+    """The names of `may` alone: what cannot be checked is not shown."""
+    return (await may(call, view, names, operation)).names
 
 
 async def find(call: Call, names: Iterable[str], ids: Iterable[bytes] = ()) -> View:
@@ -88,8 +102,8 @@ async def _named(call: Call, version: int, request: Message) -> tuple[View, list
     asked = request.get("topics")
     if asked is None or (version == 0 and not asked):
         view = call.view
-        seen = await visible_topics(call, view, view.topics)
-        return view, [Named(topic.name, topic.id, topic) for topic in view.topics.values() if topic.name in seen]
+        shown = await visible_topics(call, view, view.topics)
+        return view, [Named(topic.name, topic.id, topic) for topic in view.topics.values() if topic.name in shown]
     entries = []
     for one in asked:
         name, topic_id = one.get("name"), one.get("topic_id", _ZERO_ID)
@@ -102,14 +116,16 @@ async def _named(call: Call, version: int, request: Message) -> tuple[View, list
     for one in entries:
         one.topic = view.topics.get(one.name) if one.name is not None else view.topics_by_id.get(one.id)
     names = {one.topic.name if one.topic else one.name for one in entries}
-    seen = await visible_topics(call, view, [name for name in names if name is not None and valid_name(name)])
+    seen = await may(call, view, [name for name in names if name is not None and valid_name(name)])
     for one in entries:
         if one.name is None:
-            if one.topic is None or one.topic.name not in seen:
+            if one.topic is None or one.topic.name not in seen.names:
                 one.topic, one.error = None, ERROR.UNKNOWN_TOPIC_ID
         elif not valid_name(one.name):
             one.error = ERROR.INVALID_TOPIC_EXCEPTION
-        elif one.name not in seen:
+        elif one.name in seen.unsure:
+            one.topic, one.error = None, ERROR.LEADER_NOT_AVAILABLE  # clients ask again
+        elif one.name not in seen.names:
             one.topic, one.error = None, ERROR.TOPIC_AUTHORIZATION_FAILED
         elif one.topic is None:
             one.error = ERROR.UNKNOWN_TOPIC_OR_PARTITION
@@ -209,6 +225,31 @@ async def metadata(call: Call, version: int, request: Message) -> Message:
     return response
 
 
+async def encoded(call: Call, version: int, frame: Buffer, position: int) -> bytes | None:
+    """The body of the answer to the request at `position` of `frame`, from the cache; None: ask the handler.
+
+    Raises:
+        DecodeError: no request. CloseConnection: nothing is known yet.
+    """
+    request = decode("request", METADATA, version, frame, position)
+    if request.get("include_topic_authorized_operations") or request.get("include_cluster_authorized_operations"):
+        return None
+    view, asked = call.view, request["topics"]
+    if asked is None or (version == 0 and not asked):
+        wanted, names = list(view.topics), None
+    else:
+        wanted = list(dict.fromkeys(one["name"] or "" for one in asked))
+        names = tuple(wanted)
+        if any(name not in view.topics for name in wanted):
+            return None
+    seen = await visible_topics(call, view, wanted)
+    if len(seen) < len(wanted):
+        if names is not None:
+            return None
+        names = tuple(name for name in wanted if name in seen)
+    return encoded_metadata(view, call.listener, version, names, call.address)
+
+
 async def describe_cluster(call: Call, version: int, request: Message) -> Message:
     view = call.view
     kind = request.get("endpoint_type", 1)
@@ -241,7 +282,7 @@ async def describe_topic_partitions(call: Call, version: int, request: Message) 
     asked = [one["name"] for one in request["topics"]]
     view = await find(call, asked) if asked else call.view
     names = sorted(name for name in dict.fromkeys(asked or view.topics) if name >= start)
-    seen = await visible_topics(call, view, [name for name in names if valid_name(name)])
+    seen = await may(call, view, [name for name in names if valid_name(name)])
     room = max(1, min(request.get("response_partition_limit", MAX_PARTITIONS_LISTED), MAX_PARTITIONS_LISTED))
     out: list[Message] = []
     refused: list[Message] = []
@@ -249,9 +290,11 @@ async def describe_topic_partitions(call: Call, version: int, request: Message) 
     response: Message = {"topics": out, "next_cursor": None}
     for name in names:
         topic = view.topics.get(name)
-        if name not in seen:
+        if name not in seen.names:
             if asked:
                 code = ERROR.TOPIC_AUTHORIZATION_FAILED if valid_name(name) else ERROR.INVALID_TOPIC_EXCEPTION
+                if name in seen.unsure:
+                    code = ERROR.LEADER_NOT_AVAILABLE
                 refused.append({"error_code": code, "name": name})
             continue
         if topic is None:

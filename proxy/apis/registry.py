@@ -67,3 +67,6 @@ def _merged() -> dict[int, Handler]:
 
 
 HANDLERS: dict[int, Handler] = _merged()
+
+# Answers from cached bytes: `await ENCODED[key](call, version, frame, position)` is a body, or None: ask the handler.
+ENCODED = {3: metadata.encoded}

@@ -1,0 +1,94 @@
+"""Offsets and leader epochs of topics that have moved: between what clients see and what a cluster stores.
+
+A topic that never moved (placement epoch 0) passes as it is. For others, logical leader epochs are
+`placement_epoch << 20 | physical_epoch`, and offsets go through the topic's table, which whoever keeps the tables
+installs here. Without it nothing is guessed: such a topic is refused with NOT_LEADER_OR_FOLLOWER.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kafka_wire.errors import ERROR
+from metadata_service.view import ServedTopic
+from proxy.apis.contract import Refused
+from proxy.apis.metadata_encoding import EPOCH_BITS, logical_epoch
+
+_PHYSICAL = (1 << EPOCH_BITS) - 1
+
+
+class Offsets(Protocol):
+    """Translates offsets of one topic on the cluster that serves it. Negative offsets are sentinels and pass."""
+
+    def to_physical(self, topic: ServedTopic, partition: int, offset: int) -> int:
+        """The position to ask the cluster for. Raises Refused."""
+
+    def to_logical(self, topic: ServedTopic, partition: int, offset: int) -> int:
+        """The position as clients see it. Raises Refused."""
+
+
+class _Identity:
+    def to_physical(self, topic: ServedTopic, partition: int, offset: int) -> int:
+        return offset
+
+    def to_logical(self, topic: ServedTopic, partition: int, offset: int) -> int:
+        return offset
+
+
+_IDENTITY = _Identity()
+_tables: Offsets | None = None
+
+
+def install(tables: Offsets | None) -> None:
+    """Use these tables for topics that have moved; None: refuse such topics."""
+    global _tables
+    _tables = tables
+
+
+def offsets_of(topic: ServedTopic) -> Offsets:
+    """Raises Refused where the topic has moved and there are no tables."""
+    if topic.record.epoch == 0:
+        return _IDENTITY
+    if _tables is None:
+        raise Refused(ERROR.NOT_LEADER_OR_FOLLOWER, "this topic has moved and its table is not here yet")
+    return _tables
+
+
+def current_epoch(topic: ServedTopic, epoch: int) -> tuple[int, int]:
+    """(error, physical epoch) of the current leader epoch a client names.
+
+    FENCED_LEADER_EPOCH for an earlier placement's, UNKNOWN_LEADER_EPOCH for a later one's: its metadata is behind, or
+    ahead of ours. -1 (not named) passes.
+    """
+    if epoch < 0:
+        return 0, epoch
+    placement = epoch >> EPOCH_BITS
+    if placement != topic.record.epoch:
+        behind = placement < topic.record.epoch
+        return (ERROR.FENCED_LEADER_EPOCH if behind else ERROR.UNKNOWN_LEADER_EPOCH), -1
+    return 0, epoch & _PHYSICAL
+
+
+def to_logical_epoch(topic: ServedTopic, epoch: int) -> int:
+    return logical_epoch(topic.record.epoch, epoch)
+
+
+def epoch_end(topic: ServedTopic, partition: int, epoch: int) -> tuple[int, int] | None:
+    """(logical epoch, end) that OffsetForLeaderEpoch answers for an epoch of an earlier placement, by the timeline.
+
+    As a broker does: the largest epoch up to the one asked for, and the first offset of what follows it. None where
+    the epoch is of the current placement, whose leader knows; (-1, -1) where it is of no placement.
+    """
+    placement = epoch >> EPOCH_BITS
+    if placement >= topic.record.epoch:
+        return None if placement == topic.record.epoch else (-1, -1)
+    following = topic.record.timeline[placement + 1].first.get(partition)
+    if following is None:
+        return -1, -1
+    found, end = epoch & _PHYSICAL, following
+    known = topic.record.timeline[placement].physical_epochs.get(partition, ())
+    earlier = [one for one in known if one[0] <= found]
+    if earlier:
+        found = earlier[-1][0]
+        end = min((first for number, first in known if number > found), default=following)
+    return logical_epoch(placement, found), end
