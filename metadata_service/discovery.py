@@ -7,7 +7,6 @@ that answers with another cluster.id than the one recorded under its name is ref
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,8 +26,9 @@ from metadata_service.models import ClusterRecord
 from metadata_service.store.clock import boottime
 from metadata_service.store.contract import StoreError
 from metadata_service.view import EMPTY, Snapshot
+from runtime import logging
 
-log = logging.getLogger(__name__)
+log = logging.get(__name__)
 
 METADATA = 3
 INTERVAL = 5.0  # seconds between two looks at a cluster
@@ -169,14 +169,14 @@ class Discovery:
             self._drop(one)
             reason = f"no answer in {CALL_TIMEOUT:g} s" if isinstance(error, trio.TooSlowError) else str(error)
             if not one.failures or reason != one.snapshot.reason:
-                log.warning("cluster %s is away: %s", name, reason)
+                log.warning("a cluster is away", cluster=name, reason=reason)
             one.failures += 1
             foreign = isinstance(error, WrongCluster | ClusterMismatch)
             known = EMPTY if foreign else one.snapshot
             snapshot = replace(known, reachable=False, reason=("refused: " if foreign else "") + reason)
         else:
             if one.failures:
-                log.info("cluster %s is back", name)
+                log.info("a cluster is back", cluster=name)
             one.failures = 0
         if snapshot is not one.snapshot:
             one.snapshot = snapshot

@@ -78,7 +78,16 @@ class _Misses:
 class WorkerFederation:
     """`proxy.apis.contract.Federation` for one process."""
 
-    def __init__(self, store: Store, following: Following, clients: Clients, discovery: Discovery) -> None:
+    def __init__(
+        self,
+        store: Store,
+        following: Following,
+        clients: Clients,
+        discovery: Discovery,
+        *,
+        auto_create_topics: bool = False,
+    ) -> None:
+        self.auto_create_topics = auto_create_topics  # whether topics that clients merely mention are created
         self._store = store
         self._following = following
         self._clients = clients

@@ -5,7 +5,6 @@ The store going away changes nothing for a published view; `age` says how old th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 
 import trio
@@ -19,8 +18,9 @@ from metadata_service.store.contract import Following as StoreFollowing
 from metadata_service.store.contract import Snapshot as StoreSnapshot
 from metadata_service.view import Snapshot, View
 from metadata_service.view_builder import build
+from runtime import logging
 
-log = logging.getLogger(__name__)
+log = logging.get(__name__)
 
 WAIT = 5.0  # seconds a decision waits until this process's view shows it
 
@@ -57,7 +57,7 @@ class Following:
                             task_status.started()
                         backoff.reset()
             except StoreRefused as error:
-                log.error("the store refuses to be followed: %s", error)
+                log.error("the store refuses to be followed", error=str(error))
             await backoff.pause()
 
     def on_clusters(self, call: Callable[[Mapping[str, ClusterRecord]], None]) -> None:

@@ -13,6 +13,7 @@ become the home is itself away is nothing decided.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -20,6 +21,8 @@ from metadata_service.asking import FoundGroup, FoundTransaction
 from metadata_service.models import HomeRecord
 from metadata_service.placement import place_home
 from runtime.settings import Placement
+
+Found = TypeVar("Found")
 
 
 def _first(
@@ -55,12 +58,11 @@ def decide_transaction(
     return HomeRecord(name=name, cluster=home, conflict=_rest(found, home))
 
 
-def review(
-    record: HomeRecord, found: Mapping[str, FoundGroup] | Mapping[str, FoundTransaction], reachable: Collection[str]
-) -> HomeRecord:
-    """The record with its conflict as it is now. The home itself never changes here: that is an operation.
+def review(record: HomeRecord, found: Collection[str], reachable: Collection[str]) -> HomeRecord:
+    """The record with its conflict as it is now; `found`: the clusters that list it.
 
-    What was recorded about clusters that could not be asked stays.
+    The home itself never changes here: that is an operation. What was recorded about clusters that could not be
+    asked stays.
     """
     silent = {one for one in record.conflict if one not in reachable}
     now = tuple(sorted({one for one in found if one != record.cluster} | silent))
@@ -78,11 +80,9 @@ def _rest(found: Mapping[str, object], home: str) -> tuple[str, ...]:
     return tuple(sorted(one for one in found if one != home))
 
 
-def by_name(
-    clusters: Mapping[str, Mapping[str, FoundGroup]], known: Collection[str] = ()
-) -> dict[str, dict[str, FoundGroup]]:
-    """Cluster -> groups turned into group -> clusters, without names in `known`."""
-    turned: dict[str, dict[str, FoundGroup]] = {}
+def by_name(clusters: Mapping[str, Mapping[str, Found]], known: Collection[str] = ()) -> dict[str, dict[str, Found]]:
+    """Cluster -> what it lists by name, turned into name -> clusters, without names in `known`."""
+    turned: dict[str, dict[str, Found]] = {}
     for cluster, groups in clusters.items():
         for name, one in groups.items():
             if name not in known:

@@ -24,10 +24,10 @@ from metadata_service.following import Following
 from metadata_service.identity import identify
 from metadata_service.models import ClusterRecord, WorkerRecord
 from metadata_service.registration import TTL, Registration
-from metadata_service.store.contract import Store
+from metadata_service.store.clock import Backoff
+from metadata_service.store.contract import Store, StoreError
 from metadata_service.view import View
-
-VERSION = "0.1.0"
+from runtime.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,41 @@ def _looked_at(view: View) -> bool:
     return bool(active) and all(one.snapshot.reachable or one.snapshot.reason for one in active)
 
 
+async def _note_addresses(following: Following, registration: Registration) -> None:
+    """Keeps the registration's addresses: brokers tell by them who comes through a proxy."""
+    known: dict[str, str] = {}
+    backoff = Backoff(1.0, 60.0)
+    while True:
+        view = following.view
+        for cluster in view.clusters.values():
+            for broker in cluster.snapshot.brokers.values():
+                if broker.host not in known and (address := await _towards(broker.host, broker.port)) is not None:
+                    known[broker.host] = address
+        addresses = tuple(sorted(set(known.values())))
+        try:
+            if addresses != registration.record.addresses:
+                await registration.reached_from(addresses)
+            backoff.reset()
+        except StoreError:
+            await backoff.pause()
+            continue
+        await following.changed_or(view, 60.0)
+        await trio.sleep(1.0)
+
+
+async def _towards(host: str, port: int) -> str | None:
+    """The local address of connections to `host` (nothing is sent), None where there is no way to it."""
+    try:
+        with trio.move_on_after(2.0):
+            family, kind, _, _, address = (await trio.socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM))[0]
+            with trio.socket.socket(family, kind) as probe:
+                await probe.connect(address)
+                return str(probe.getsockname()[0])
+    except OSError:
+        pass
+    return None
+
+
 @asynccontextmanager
 async def join(
     store: Store,
@@ -70,6 +105,7 @@ async def join(
     ttl: int = TTL,
     connections: Callable[[], int] = lambda: 0,
     in_use: Callable[[], int | None] = lambda: None,
+    auto_create_topics: bool = False,
 ) -> AsyncIterator[Member]:
     """Follow, discover and register; ready when the view is loaded and the process is registered.
 
@@ -98,6 +134,7 @@ async def join(
             await nursery.start(discovery.run)
             following.on_clusters(discovery.follow)
             await nursery.start(registration.run)
-            federation = WorkerFederation(store, following, clients, discovery)
+            federation = WorkerFederation(store, following, clients, discovery, auto_create_topics=auto_create_topics)
+            nursery.start_soon(_note_addresses, following, registration)
             yield Member(store, clients, following, discovery, federation, registration)
             nursery.cancel_scope.cancel()

@@ -37,6 +37,7 @@ HISTORY = "history/"
 CONTROLLER = "controller"
 IDENTITIES = "identities/"  # a Kafka cluster.id -> the one name it may have here
 HEALTH = "health/"
+AUDITS = "audits/"
 TOMBSTONES = "tombstones/"  # physical topic ids just deleted, for a minute: a slow broker may still name them
 
 
@@ -149,7 +150,7 @@ class HealthRecord(_Record, frozen=True):
     state: Literal["up", "away", "refused"]
     since: float
     reason: str = ""
-    brokers: int = 0
+    brokers: tuple[int, ...] = ()
     unreachable: dict[int, str] = {}
     too_large: tuple[int, ...] = ()  # broker ids of STRIDE or more, left out
 
@@ -170,6 +171,18 @@ class InventoryRecord(_Record, frozen=True):
     groups: dict[str, GroupUse] = {}
     producers: int = 0  # producer ids with state on the leaders; idempotent or transactional ones only
     last_write: float = 0.0  # the newest of their timestamps, Unix seconds
+    direct: int = 0  # producers among them whose id no proxy gave out: they write past the federation
+    last_direct: float = 0.0
+
+
+class AuditRecord(_Record, frozen=True):
+    """What on a cluster does not fit a federation, as the controller last looked (Unix seconds)."""
+
+    at: float
+    # Groups with members from hosts that are no proxy's, with some of those hosts. On one machine every host is the
+    # same: then only groups that are live on a cluster which is not their home are found.
+    direct_groups: dict[str, tuple[str, ...]] = {}
+    host_acls: tuple[str, ...] = ()  # ACLs that name a host: brokers see the proxies' addresses, not the clients'
 
 
 class ControllerRecord(_Record, frozen=True):
@@ -191,6 +204,7 @@ class WorkerRecord(_Record, frozen=True):
     host: str
     started: float
     version: str
+    addresses: tuple[str, ...] = ()  # from which it reaches the clusters
 
 
 class LeaseRecord(_Record, frozen=True):

@@ -6,9 +6,9 @@ that was paused, or whose machine slept, knows that it is not. The registration 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
+import msgspec
 import trio
 
 from metadata_service.following import Following
@@ -16,8 +16,9 @@ from metadata_service.models import LEASES, WORKERS, LeaseRecord, WorkerRecord, 
 from metadata_service.records import encode
 from metadata_service.store.clock import Backoff, boottime
 from metadata_service.store.contract import Delete, LeaseExpired, Put, Store, StoreError, StoreRefused
+from runtime import logging
 
-log = logging.getLogger(__name__)
+log = logging.get(__name__)
 
 TTL = 10  # seconds
 SETTLE = 0.1  # seconds between two acknowledgements
@@ -70,6 +71,12 @@ class Registration:
         finally:
             await self._leave()
 
+    async def reached_from(self, addresses: tuple[str, ...]) -> None:
+        """Records the addresses from which this process reaches the clusters. Raises StoreError."""
+        self.record = msgspec.structs.replace(self.record, addresses=addresses)
+        if self.lease:
+            await self._store.commit((), (Put(self._registered, encode(self.record)),))
+
     async def _keep(self) -> None:
         backoff = Backoff(0.1, 1.0)
         while True:
@@ -80,15 +87,15 @@ class Registration:
                     sent = self._clock()
                     self.fresh_until = sent + await self._store.keep_alive(self.lease)
             except LeaseExpired:
-                log.warning("the lease of %s ended; a new one is asked for", self._leased)
+                log.warning("this process's lease ended; a new one is asked for", key=self._leased)
                 self.lease = 0
                 continue
             except StoreRefused as error:
-                log.error("the store refuses the registration: %s", error)
+                log.error("the store refuses the registration", error=str(error))
                 await trio.sleep(self._ttl / 3)
                 continue
             except StoreError as error:
-                log.debug("the lease could not be renewed: %s", error)
+                log.debug("the lease could not be renewed", error=str(error))
                 await backoff.pause()
                 continue
             backoff.reset()
@@ -126,7 +133,7 @@ class Registration:
                     record = LeaseRecord(acknowledged=revision, connections=connections)
                     done = await self._store.commit((), (Put(self._leased, encode(record), self.lease),))
                 except StoreError as error:
-                    log.debug("revision %d could not be acknowledged: %s", revision, error)
+                    log.debug("a revision could not be acknowledged", revision=revision, error=str(error))
                     await backoff.pause()
                     continue
                 self.acknowledged, shown = revision, connections
@@ -145,4 +152,4 @@ class Registration:
                     await self._store.revoke(self.lease)
                 await self._store.commit((), (Delete(self._registered),))
             except (StoreError, ValueError) as error:
-                log.debug("could not leave cleanly: %s", error)
+                log.debug("could not leave cleanly", error=str(error))

@@ -6,7 +6,6 @@ finishes it. Every step may be done twice.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 import msgspec
@@ -22,8 +21,9 @@ from metadata_service.records import settle
 from metadata_service.store.clock import Backoff
 from metadata_service.store.contract import Store
 from metadata_service.view import PhysicalTopic
+from runtime import logging
 
-log = logging.getLogger(__name__)
+log = logging.get(__name__)
 
 CREATE_TOPICS, DELETE_TOPICS, DESCRIBE_CONFIGS, CREATE_PARTITIONS = 19, 20, 32, 37
 TIMEOUT = 10.0
@@ -145,7 +145,7 @@ async def _create(client: ClusterClient, topic: str, partitions: int) -> None:
     one = answer["topics"][0]
     if one["error_code"] not in (0, ERROR.TOPIC_ALREADY_EXISTS):
         _refuse(client.name, topic, one)
-    log.info("stub %s on %s created with %d partitions", topic, client.name, partitions)
+    log.info("stub created", topic=topic, cluster=client.name, partitions=partitions)
 
 
 async def _expand(client: ClusterClient, topic: str, partitions: int) -> None:
@@ -155,7 +155,7 @@ async def _expand(client: ClusterClient, topic: str, partitions: int) -> None:
     # Another process may have done it meanwhile: the count is judged afterwards.
     if answer["error_code"] not in (0, ERROR.INVALID_PARTITIONS, ERROR.REASSIGNMENT_IN_PROGRESS):
         _refuse(client.name, topic, answer)
-    log.info("stub %s on %s expanded to %d partitions", topic, client.name, partitions)
+    log.info("stub expanded", topic=topic, cluster=client.name, partitions=partitions)
 
 
 async def delete_stub(client: ClusterClient, record: StubRecord) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Collection, Iterable, Mapping
 
@@ -22,8 +21,9 @@ from metadata_service.store.clock import Backoff
 from metadata_service.store.contract import Condition, Delete, Operation, Put, Store, StoreError, Unchanged
 from metadata_service.stubs import delete_stub, make_stub
 from metadata_service.view import PhysicalTopic, View
+from runtime import logging
 
-log = logging.getLogger(__name__)
+log = logging.get(__name__)
 
 BATCH = 24  # topics of one commit: each takes a condition or two and an operation
 TOMBSTONE_TTL = 60  # seconds a slow broker may go on naming a deleted topic without its being adopted again
@@ -57,10 +57,14 @@ class Topics:
         Raises Undecided (no cluster answers) and StoreError.
         """
         found, answered = await self._look(names)
+        before = {name: topic.id for name, topic in self._following.view.topics.items() if name in found}
         revision = await self.judge(found, set(names), answered, adopted=True)
         if revision:
             await self._following.reached(revision)
         view = self._following.view
+        for name, former in before.items():
+            if name in view.topics and view.topics[name].id != former:
+                await self.drop_stubs(name)  # they stood for another topic; positions committed there are void
         here = {name for name in names if name in view.topics and view.topics[name].cluster in found.get(name, {})}
         if wait and here:
             await self._shown(here)
@@ -95,7 +99,8 @@ class Topics:
             conditions: list[Condition] = [*self._guards]
             operations: list[Operation] = []
             for name in names:
-                steps = await self._steps(name, found.get(name, {}), answered, adopted, view)
+                fresh = not attempt and name not in view.topics
+                steps = await self._steps(name, found.get(name, {}), answered, adopted, view, fresh)
                 conditions += steps[0]
                 operations += steps[1]
             if not operations:
@@ -116,10 +121,11 @@ class Topics:
         answered: Collection[str],
         adopted: bool,
         view: View,
+        fresh: bool,
     ) -> tuple[list[Condition], list[Operation]]:
-        """What changes one topic's record as decided."""
+        """What changes one topic's record as decided. `fresh`: taken for unknown, which the commit will confirm."""
         key = topic_key(name)
-        stored = await self._store.get(key)
+        stored = None if fresh else await self._store.get(key)
         current = None if stored is None else decode(TopicRecord, stored.value)
         if view.placement is None:
             raise Undecided("-", "no placement is known yet")
@@ -142,10 +148,13 @@ class Topics:
         if decided is None:
             return [seen], [Delete(key)]
         if decided.conflict and (current is None or decided.conflict != current.conflict):
-            log.warning("topic %s is served from %s; unrelated: %s", name, decided.cluster, ", ".join(decided.conflict))
+            log.warning("a name on several clusters", topic=name, served=decided.cluster, hidden=decided.conflict)
         conditions: list[Condition] = [seen]
         if current is None or decided.id != current.id:
-            conditions.append(Unchanged(TOMBSTONES + decided.timeline[-1].topic_id, 0))
+            tombstone = TOMBSTONES + decided.timeline[-1].topic_id
+            if not fresh and await self._store.get(tombstone) is not None:
+                return [], []  # just deleted; the broker that was asked has not heard of it yet
+            conditions.append(Unchanged(tombstone, 0))
         return conditions, [Put(key, encode(decided))]
 
     async def _look(self, names: Iterable[str]) -> tuple[dict[str, dict[str, PhysicalTopic]], set[str]]:
@@ -268,7 +277,7 @@ class Topics:
             try:
                 await delete_stub(client, record)
             except Undecided as error:
-                log.warning("%s", error)
+                log.warning("a stub could not be deleted yet", error=str(error))
                 continue
             done = await settle(
                 self._store, stub_key(cluster, topic), type(record), lambda now: None, conditions=self._guards

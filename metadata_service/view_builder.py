@@ -6,7 +6,6 @@ steps or from nothing, the result is the same, but for the counters `generation`
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import replace as with_fields
@@ -28,8 +27,9 @@ from metadata_service.models import (
 )
 from metadata_service.records import decode
 from metadata_service.view import EMPTY, ClusterView, ServedTopic, Snapshot, View
+from runtime import logging
 
-log = logging.getLogger(__name__)
+log = logging.get(__name__)
 
 T = TypeVar("T", bound=msgspec.Struct)
 Changes = Mapping[str, bytes | None]
@@ -81,7 +81,7 @@ def _decoded(kind: type[T], key: str, value: bytes | None) -> T | None:
     try:
         return decode(kind, value)
     except (msgspec.MsgspecError, ValueError) as error:
-        log.error("the record %s cannot be read and is left out: %s", key, error)
+        log.error("a record cannot be read and is left out", key=key, error=str(error))
         return None
 
 
@@ -91,7 +91,7 @@ def _topic(draft: _Draft, name: str, record: TopicRecord | None) -> None:
         try:
             new = served(record)
         except (ValueError, IndexError) as error:
-            log.error("the record of topic %s makes no sense and is left out: %s", name, error)
+            log.error("a topic's record makes no sense and is left out", topic=name, error=str(error))
     topics, by_id = draft.part("topics"), draft.part("topics_by_id")
     old: ServedTopic | None = topics.get(name)
     if old is not None:
