@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import msgspec
 import trio
@@ -11,10 +12,12 @@ import trio
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
 from admin.core import Core
 from admin.workers import Workers
-from metadata_service import models, seeding
+from metadata_service import doctor, models, seeding
+from metadata_service import status as documents
 from metadata_service.failures import DecisionFailed, SettingsRefused
 from metadata_service.member import Member
 from metadata_service.records import decode
+from metadata_service.status import Facts, read_facts
 from metadata_service.store import transfer
 from metadata_service.store.contract import StoreError
 from metadata_service.store.opened import OpenedStore
@@ -25,8 +28,6 @@ from runtime.settings import Cluster, Placement, Settings, SettingsError, check
 log = logging.get(__name__)
 
 REOPEN = 30.0  # seconds after an import until the store is open again
-
-T = TypeVar("T")
 
 
 class FederationOffice:
@@ -50,6 +51,7 @@ class FederationOffice:
         self._workers = workers
         self._metrics = metrics
         self._reasons = reasons
+        self._known: Facts | None = None
         metrics.gauge("kfed_view_age_seconds", self._of_member(lambda member: member.following.age()))
         metrics.gauge("kfed_leader", lambda: float(core.controller is not None and core.controller.leading))
         metrics.gauge("kfed_view_revision", self._of_member(lambda member: float(member.view.revision)))
@@ -72,19 +74,67 @@ class FederationOffice:
         texts = await self._workers.metrics()
         return join([self._metrics.render(), *texts])
 
+    # -- documents ------------------------------------------------------------------------------------------------
+
+    async def _facts(self) -> Facts:
+        """As of now; while the store is away, what lies outside the view is as it was last read."""
+        member, store = self._open()
+        following = member.following
+        if following.connected:
+            try:
+                self._known = await read_facts(store, following.view, following.age())
+                return self._known
+            except StoreError as error:
+                log.debug("the store is away", error=str(error))
+        if self._known is None:
+            self._known = Facts(following.view, store=store.description)
+        return dataclasses.replace(self._known, view=following.view, age=following.age())
+
+    def _findings(self, facts: Facts) -> list[doctor.Finding]:
+        clusters = {name: one.record for name, one in facts.view.clusters.items()}
+        placement = facts.view.placement
+        rules = models.PlacementRecord(placement=placement) if placement is not None else None
+        return doctor.findings(facts, seeding.differences(self._settings, clusters, rules))
+
+    async def status(self) -> Document:
+        facts = await self._facts()
+        return documents.status(facts, doctor.document(self._findings(facts))["findings"])  # type: ignore[arg-type]
+
+    async def clusters(self) -> Document:
+        return documents.clusters(await self._facts())
+
+    async def topics(self) -> Document:
+        return documents.topics(await self._facts())
+
+    async def topic(self, name: str) -> Document:
+        return _found(documents.topic(await self._facts(), name), f"no topic {name!r}")
+
+    async def groups(self) -> Document:
+        return documents.groups(await self._facts())
+
+    async def group(self, name: str) -> Document:
+        return _found(documents.group(await self._facts(), name), f"no group {name!r}")
+
+    async def proxies(self) -> Document:
+        """The registered workers; of this instance's own also what they say themselves at this moment."""
+        document = documents.proxies(await self._facts())
+        own = {one["worker"]: one for one in await self._workers.status()}
+        for line in cast(list[dict[str, object]], document["proxies"]):
+            if line["instance"] == self._instance and (mine := own.get(line["worker"])) is not None:
+                line |= {"state": mine["state"], "restarts": mine["restarts"], "live": mine["live"]}
+        return document
+
+    async def doctor(self) -> Document:
+        facts = await self._facts()
+        return doctor.document(self._findings(facts))
+
     # -- operations and history -----------------------------------------------------------------------------------
 
     async def operations(self) -> Document:
-        member, _ = self._open()
-        found = sorted(member.view.operations.values(), key=lambda one: -one.started)
-        return {"operations": [msgspec.to_builtins(one) for one in found]}
+        return documents.operations(await self._facts())
 
     async def operation(self, identifier: str) -> Document:
-        member, _ = self._open()
-        if (found := member.view.operations.get(identifier)) is None:
-            raise NotFound(f"no operation {identifier!r}")
-        document: Document = msgspec.to_builtins(found)
-        return document
+        return _found(documents.operation(await self._facts(), identifier), f"no operation {identifier!r}")
 
     async def history(self, limit: int) -> Document:
         _, store = self._open()
@@ -145,8 +195,8 @@ class FederationOffice:
             raise Wrong(f"federation: this is {self._settings.federation!r}, the file says {settings.federation!r}")
         return settings
 
-    async def _differences(self, settings: Settings) -> tuple[list[dict[str, Any]], int]:
-        """The changes, and the store revision of the newest record that was compared."""
+    async def _differences(self, settings: Settings) -> tuple[list[seeding.Difference], int]:
+        """The differences, and the store revision of the newest record that was compared."""
         _, store = self._open()
         with _store_errors():
             clusters = await store.range(models.CLUSTERS)
@@ -155,32 +205,29 @@ class FederationOffice:
         rules = decode(models.PlacementRecord, placement.value) if placement is not None else None
         found = seeding.differences(settings, records, rules)
         newest = max([0, *(one.mod_revision for one in (*clusters.items, *([placement] if placement else [])))])
-        return [_change(one) for one in found], newest
+        return found, newest
 
     async def config_diff(self, wanted: Mapping[str, object]) -> Document:
-        changes, revision = await self._differences(self._wanted(wanted))
-        return {"changes": changes, "applied": False, "revision": revision}
+        return documents.config_diff(*await self._differences(self._wanted(wanted)))
 
     async def config_apply(self, wanted: Mapping[str, object], revision: int | None, by: str) -> Document:
         settings = self._wanted(wanted)
-        changes, now = await self._differences(settings)
+        found, now = await self._differences(settings)
         if revision is not None and revision != now:
             raise Conflict("the configuration in the store has changed since the plan: look at the plan again")
+        plan = documents.config_diff(found, now)
         _, store = self._open()
-        applied: Sequence[seeding.Difference] = ()
         try:
             with _store_errors():
                 applied = await seeding.apply(store, settings)
-        except SettingsRefused as error:
-            await self._record(by, "config apply", {"changes": changes}, {"error": str(error)})
-            raise Wrong(str(error)) from None
-        except Unavailable as error:
-            await self._record(by, "config apply", {"changes": changes}, {"error": str(error)})
+        except (SettingsRefused, Unavailable) as error:
+            await self._record(by, "config apply", plan, {"error": str(error)})
+            if isinstance(error, SettingsRefused):
+                raise Wrong(str(error)) from None
             raise
-        done = [_change(one) for one in applied]
         _, after = await self._differences(settings)
-        await self._record(by, "config apply", {"changes": changes}, {"changed": [one["key"] for one in done]})
-        return {"changes": done, "applied": True, "revision": after}
+        await self._record(by, "config apply", plan, {"changed": [one.key for one in applied]})
+        return {**documents.config_diff(applied, after), "applied": True}
 
     # -- the store ------------------------------------------------------------------------------------------------
 
@@ -237,5 +284,7 @@ def _builtins(value: msgspec.Struct) -> dict[str, Any]:
     return dict(shown)
 
 
-def _change(one: seeding.Difference) -> dict[str, Any]:
-    return {"key": one.key, "action": one.change, "from": one.stored, "to": one.configured}
+def _found(document: Document | None, otherwise: str) -> Document:
+    if document is None:
+        raise NotFound(otherwise)
+    return document

@@ -16,7 +16,6 @@ from typing import Any
 from runtime.settings import Settings
 
 TIMEOUT = 130.0  # seconds for a whole request; the server's own bound is shorter
-DEFAULT_FILE = "kfed.yaml"
 
 
 class ApiError(Exception):

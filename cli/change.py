@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from cli import output, tables
-from cli.main import DONE, FAILED, Usage, settings_of
 from cli.show import ask
+from cli.usage import DEFAULT_FILE, DONE, FAILED, Usage, settings_of
 from runtime.settings import Settings
 
 
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             output.document({"valid": True, "federation": settings.federation})
         else:
-            print(f"{options.config or 'kfed.yaml'}: right")
+            print(f"{options.config or DEFAULT_FILE}: right")
         return DONE
     return _config(options, settings)
 

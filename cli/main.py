@@ -5,34 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from cli import arguments
-from cli.api import DEFAULT_FILE, ApiError
-from runtime.settings import Settings, SettingsError, load
-
-DONE, FAILED, USAGE = 0, 1, 2
-
-
-class Usage(Exception):
-    """The command cannot be meant like this; the message says what to change."""
-
-
-def settings_of(options: argparse.Namespace, *, needed: bool) -> Settings | None:
-    """The configuration file: `-c`, else `kfed.yaml` in the working directory, where it is or must be.
-
-    Raises:
-        SettingsError: it is wrong. Usage: it is needed, and there is none.
-    """
-    if options.config is not None:
-        return load(options.config)
-    if needed:
-        if not Path(DEFAULT_FILE).exists():
-            raise Usage("needs a configuration file: -c FILE")
-        return load(DEFAULT_FILE)
-    if options.admin is None and Path(DEFAULT_FILE).exists():
-        return load(DEFAULT_FILE)
-    return None
+from cli.api import ApiError
+from cli.usage import DONE, FAILED, USAGE, Usage, settings_of
+from runtime.settings import SettingsError
 
 
 def _command(options: argparse.Namespace) -> int:

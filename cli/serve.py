@@ -11,6 +11,7 @@ import trio
 
 from admin import guard, server
 from cli.tree import Role, Tree
+from cli.usage import DEFAULT_FILE
 from runtime import logging, private
 from runtime.process import WRONG_CONFIGURATION, CannotStart
 from runtime.settings import NAME, Settings, SettingsError
@@ -44,7 +45,7 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
         # The workers read what this process has read, also when they are started again after the file was changed.
         copy = directory / "kfed.yaml"
         copy.touch(mode=0o600)
-        copy.write_bytes(Path(options.config or "kfed.yaml").read_bytes())
+        copy.write_bytes(Path(options.config or DEFAULT_FILE).read_bytes())
         tree = Tree(settings, role, instance, directory, copy)
         try:
             trio.run(tree.run, listening, token, tls)

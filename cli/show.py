@@ -7,7 +7,7 @@ import urllib.parse
 from typing import Any
 
 from cli import api, output, tables
-from cli.main import DONE, FAILED, settings_of
+from cli.usage import DONE, FAILED, settings_of
 from runtime.version import versions
 
 

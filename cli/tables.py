@@ -1,0 +1,224 @@
+"""The admin API's documents as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cli.output import Column, Row, fields, table, text, when
+
+Document = Mapping[str, Any]
+
+
+def _ports(row: Row) -> str:
+    return text([port for port in row["ports"].values() if port is not None])
+
+
+def _seconds(value: object) -> str:
+    return f"{value:.1f} s" if isinstance(value, int | float) else "-"
+
+
+CLUSTERS: tuple[Column, ...] = (
+    ("cluster", "name"),
+    ("index", "index"),
+    ("state", "state"),
+    ("brokers", lambda row: len(row["brokers"])),
+    ("topics", "topics"),
+    ("groups", "groups"),
+    ("stubs", "stubs"),
+    ("bootstrap", "bootstrap"),
+    ("reason", "reason"),
+)
+BROKERS: tuple[Column, ...] = (
+    ("broker", "broker"),
+    ("node", "node"),
+    ("ports", _ports),
+    ("address", "address"),
+    ("rack", "rack"),
+    ("error", "error"),
+)
+TOPICS: tuple[Column, ...] = (
+    ("topic", "name"),
+    ("cluster", "cluster"),
+    ("partitions", "partitions"),
+    ("epoch", "epoch"),
+    ("groups", "groups"),
+    ("producers", "producers"),
+    ("standbys", "standbys"),
+    ("also on", "conflict"),
+)
+PARTITIONS: tuple[Column, ...] = (
+    ("partition", "partition"),
+    ("leader", "leader"),
+    ("replicas", "replicas"),
+    ("in sync", "isr"),
+)
+TIMELINE: tuple[Column, ...] = (("epoch", "epoch"), ("cluster", "cluster"), ("topic id", "topic_id"))
+GROUPS: tuple[Column, ...] = (
+    ("group", "name"),
+    ("home", "home"),
+    ("state", "state"),
+    ("type", "type"),
+    ("lag", "lag"),
+    ("topics", "topics"),
+    ("also on", "conflict"),
+)
+LAGS: tuple[Column, ...] = (("name", "name"), ("lag", "lag"), ("partitions", "partitions"), ("state", "state"))
+PROXIES: tuple[Column, ...] = (
+    ("instance", "instance"),
+    ("worker", "worker"),
+    ("pid", "pid"),
+    ("host", "host"),
+    ("alive", "alive"),
+    ("connections", "connections"),
+    ("acknowledged", "acknowledged"),
+    ("behind", "behind"),
+    ("restarts", "restarts"),
+    ("started", lambda row: when(row["started"])),
+    ("version", "version"),
+)
+OPERATIONS: tuple[Column, ...] = (
+    ("id", "id"),
+    ("kind", "kind"),
+    ("state", "state"),
+    ("step", "step"),
+    ("started", lambda row: when(row["started"])),
+    ("by", "by"),
+)
+HISTORY: tuple[Column, ...] = (
+    ("when", lambda row: when(row["at"])),
+    ("who", "by"),
+    ("what", "what"),
+    ("result", "result"),
+)
+FINDINGS: tuple[Column, ...] = (
+    ("severity", "severity"),
+    ("kind", "kind"),
+    ("subject", "subject"),
+    ("what is wrong", "what"),
+    ("mend it with", "mend"),
+)
+CHANGES: tuple[Column, ...] = (("key", "key"), ("change", "action"), ("from", "from"), ("to", "to"))
+
+
+def show(command: str, document: Document, *, one: bool) -> None:
+    """The document of a command, `one`: of a single thing."""
+    (_SINGLE if one else _LISTS)[command](document)
+
+
+def has_errors(document: Document) -> bool:
+    return any(one["severity"] == "error" for one in document["findings"])
+
+
+def changes(document: Document) -> None:
+    """A plan, or what was done."""
+    table(CHANGES, document["changes"], empty="The store says what the file says.")
+    if document["applied"] and document["changes"]:
+        print("\nDone.")
+
+
+def _status(document: Document) -> None:
+    controller = document["controller"]
+    fields(
+        [
+            ("federation", document["federation"]),
+            ("cluster id", document["cluster_id"]),
+            ("store", document["store"]["where"]),
+            ("view", f"revision {document['revision']}, {_seconds(document['store']['view_age'])} old"),
+            ("controller", f"{controller['instance']} (pid {controller['pid']})" if controller else None),
+            ("topics", document["topics"]),
+            ("groups", document["groups"]),
+            ("proxies", document["proxies"]),
+            ("connections", document["connections"]),
+            ("conflicts", document["conflicts"]),
+            ("doctor", {level: count for level, count in document["findings"].items() if count} or "nothing is wrong"),
+        ]
+    )
+    print()
+    table(
+        (("cluster", "name"), ("state", "state"), ("since", lambda row: when(row["since"])), ("reason", "reason")),
+        document["clusters"],
+    )
+    if document["operations"]:
+        print()
+        table(OPERATIONS, document["operations"])
+
+
+def _clusters(document: Document) -> None:
+    table(CLUSTERS, document["clusters"])
+    print()
+    table(
+        BROKERS,
+        [
+            {**broker, "broker": f"{cluster['name']}/{broker['id']}"}
+            for cluster in document["clusters"]
+            for broker in cluster["brokers"]
+        ],
+        empty="no broker is known",
+    )
+
+
+def _topic(document: Document) -> None:
+    writers = document["producers"]
+    fields(
+        [
+            ("topic", document["name"]),
+            ("id", document["id"]),
+            ("cluster", document["cluster"]),
+            ("partitions", document["partitions"]),
+            ("adopted", document["adopted"]),
+            ("also on", document["conflict"]),
+            ("stubs", document["stubs"]),
+            ("producers", writers),
+            ("last write", when(document["last_write"])),
+        ]
+    )
+    print()
+    table(TIMELINE, document["timeline"])
+    print()
+    table(PARTITIONS, document["partition_details"] or [], empty="its cluster does not show it at present")
+    print()
+    table(LAGS, _named(document["groups_lag"]), empty="no group reads it")
+
+
+def _group(document: Document) -> None:
+    fields(
+        [
+            ("group", document["name"]),
+            ("home", document["home"]),
+            ("state", document["state"]),
+            ("type", document["type"]),
+            ("lag", document["lag"]),
+            ("also on", document["conflict"]),
+        ]
+    )
+    print()
+    table(LAGS, _named(document["topic_lags"]), empty="it has no commits")
+
+
+def _named(by_name: Mapping[str, Row]) -> list[Row]:
+    """Unknown lags (-1) are shown as such."""
+    return [
+        {**one, "name": name, "lag": one["lag"] if one["lag"] >= 0 else None} for name, one in sorted(by_name.items())
+    ]
+
+
+def _operation(document: Document) -> None:
+    fields([(key, when(value) if key == "started" else value) for key, value in document.items()])
+
+
+def _listed(key: str, columns: tuple[Column, ...], empty: str) -> Callable[[Document], None]:
+    return lambda document: table(columns, document[key], empty=empty)
+
+
+_LISTS: Mapping[str, Callable[[Document], None]] = {
+    "status": _status,
+    "clusters": _clusters,
+    "topics": _listed("topics", TOPICS, "no topics"),
+    "groups": _listed("groups", GROUPS, "no groups"),
+    "proxies": _listed("proxies", PROXIES, "no proxy is registered"),
+    "operations": _listed("operations", OPERATIONS, "no operations"),
+    "history": _listed("history", HISTORY, "nothing was changed yet"),
+    "doctor": _listed("findings", FINDINGS, "Nothing is wrong."),
+}
+_SINGLE: Mapping[str, Callable[[Document], None]] = {"topics": _topic, "groups": _group, "operations": _operation}
