@@ -1,0 +1,68 @@
+"""Homes of groups and transactional ids."""
+
+from __future__ import annotations
+
+from metadata_service.asking import FoundGroup, FoundTransaction
+from metadata_service.homes import by_name, decide_group, decide_transaction, fix_transaction, gone, review
+from metadata_service.models import HomeRecord
+from runtime.settings import Rule
+from tests.fixtures.records import placement
+
+INDEXES = {"east": 0, "west": 1}
+RULES = placement("east", Rule(groups="g", transactional_ids="t", cluster="west"))
+PLAIN = placement("east")
+EMPTY, LIVE = FoundGroup("g", "Empty", "classic"), FoundGroup("g", "Stable", "consumer")
+
+
+def test_a_group_nobody_knows_goes_by_the_rules() -> None:
+    assert decide_group("g", {}, RULES, INDEXES) == HomeRecord(name="g", cluster="west")
+    assert decide_group("g", {}, PLAIN, INDEXES) == HomeRecord(name="g", cluster="east")
+
+
+def test_the_home_is_where_the_group_is_whatever_the_rules_say() -> None:
+    assert decide_group("g", {"east": EMPTY}, RULES, INDEXES).cluster == "east"
+    assert decide_group("g", {"west": LIVE}, PLAIN, INDEXES).cluster == "west"
+
+
+def test_members_count_more_than_commits() -> None:
+    home = decide_group("g", {"east": EMPTY, "west": LIVE}, PLAIN, INDEXES)
+    assert (home.cluster, home.conflict) == ("west", ("east",))
+
+
+def test_between_equals_a_rule_decides_then_the_lowest_index() -> None:
+    for found in ({"east": EMPTY, "west": EMPTY}, {"west": LIVE, "east": LIVE}):
+        assert decide_group("g", found, RULES, INDEXES).cluster == "west"
+        assert decide_group("g", found, PLAIN, INDEXES).cluster == "east"
+        assert decide_group("g", found, PLAIN, INDEXES).conflict == ("west",)
+
+
+def test_a_conflict_is_reviewed_and_the_home_stays() -> None:
+    record = HomeRecord(name="g", cluster="east", conflict=("north", "west"))
+    assert review(record, {"west"}, {"east", "west"}) == record  # north was not asked
+    assert review(record, {"west"}, {"east", "west", "north"}).conflict == ("west",)
+    assert review(record, (), {"east", "west", "north"}) == HomeRecord(name="g", cluster="east")
+
+
+def test_a_transactional_id_is_fixed_by_its_first_topic_only() -> None:
+    home = decide_transaction("t", {}, RULES, INDEXES)
+    assert (home.cluster, home.written) == ("west", False)
+    fixed = fix_transaction(home, "t", "east")
+    assert (fixed.cluster, fixed.written) == ("east", True)
+    assert fix_transaction(fixed, "t", "west") == fixed
+
+
+def test_a_transactional_id_a_cluster_knows_is_fixed_there() -> None:
+    known = {"east": FoundTransaction("t", "CompleteCommit", 1), "west": FoundTransaction("t", "Ongoing", 2)}
+    home = decide_transaction("t", known, PLAIN, INDEXES)
+    assert (home.cluster, home.written, home.conflict) == ("west", True, ("east",))
+
+
+def test_names_are_gone_only_where_their_home_has_answered() -> None:
+    records = [HomeRecord(name="a", cluster="east"), HomeRecord(name="b", cluster="west")]
+    assert gone(records, {"east": {"b"}}) == ["a"]
+
+
+def test_lists_are_turned_round() -> None:
+    assert by_name({"east": {"g": EMPTY}, "west": {"g": LIVE, "known": LIVE}}, {"known"}) == {
+        "g": {"east": EMPTY, "west": LIVE}
+    }
