@@ -1,3 +1,8 @@
 """Fixtures come from tests/fixtures; this only loads them."""
 
-pytest_plugins = ["tests.fixtures.clusters", "tests.fixtures.java", "tests.fixtures.names"]
+pytest_plugins = [
+    "tests.fixtures.clusters",
+    "tests.fixtures.federation",
+    "tests.fixtures.java",
+    "tests.fixtures.names",
+]
