@@ -173,7 +173,7 @@ class Federation:
 
 @contextmanager
 def run_federation(
-    clusters: Mapping[str, Cluster] | Iterable[Cluster], *, directory: Path | None = None, **settings: Any
+    clusters: Mapping[str, Cluster] | Iterable[Cluster], /, *, directory: Path | None = None, **settings: Any
 ) -> Iterator[Federation]:
     """A ready federation. Without a `directory` it gets one that ends with it, unless something failed."""
     chosen = clusters.values() if isinstance(clusters, Mapping) else clusters
