@@ -77,6 +77,7 @@ async def serve(
     config.server_tls = tls
     config.alpn_protocols = ["http/1.1"]
     config.errorlog = standard_logging.getLogger("hypercorn.error")
+    config.errorlog.setLevel(standard_logging.WARNING)
     config.include_server_header = False
     config.keep_alive_timeout = 30.0
     config.read_timeout = 60

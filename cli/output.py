@@ -58,7 +58,7 @@ def table(columns: Sequence[Column], rows: Iterable[Row], *, title: str = "", em
         return
     cells = [[find(row, get) if isinstance(get, str) else get(row) for _, get in columns] for row in rows]
     right = [
-        all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in column)
+        {type(value) for value in column} - {type(None)} in ({int}, {float}, {int, float})
         for column in zip(*cells, strict=True)
     ]
     headings = [heading for heading, _ in columns]

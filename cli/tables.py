@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cli.output import Column, Row, fields, table, text, when
@@ -112,9 +112,34 @@ def has_errors(document: Document) -> bool:
 
 def changes(document: Document) -> None:
     """A plan, or what was done."""
-    table(CHANGES, document["changes"], empty="The store says what the file says.")
+    rows = [row for one in document["changes"] for row in _leaves(one["key"], one["action"], one["from"], one["to"])]
+    table(CHANGES, rows, empty="The store says what the file says.")
     if document["applied"] and document["changes"]:
         print("\nDone.")
+
+
+def _leaves(key: str, action: str, before: object, after: object) -> Iterator[Row]:
+    """What differs, as deep as both sides have it."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for name in dict.fromkeys([*before, *after]):
+            yield from _leaves(f"{key}.{name}", action, before.get(name), after.get(name))
+    elif (
+        isinstance(before, list)
+        and isinstance(after, list)
+        and any(isinstance(one, Mapping) for one in (*before, *after))
+    ):
+        for n in range(max(len(before), len(after))):
+            pair = (one[n] if n < len(one) else None for one in (before, after))
+            yield from _leaves(f"{key}[{n}]", action, *pair)
+    elif before != after:
+        yield {"key": key, "action": action, "from": _set(before), "to": _set(after)}
+
+
+def _set(value: object) -> object:
+    """Without the keys that are not set."""
+    if isinstance(value, Mapping):
+        return {key: _set(one) for key, one in value.items() if one not in (None, [], False)}
+    return value
 
 
 def _status(document: Document) -> None:

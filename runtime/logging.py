@@ -35,7 +35,9 @@ _SECRET_KEY = re.compile(
     re.I,
 )
 _SECRET_VALUE = re.compile(
-    r"(?P<keep>\b(?:Bearer|Basic)\s+|://[^/\s:@]+:|(?:password|secret|token)\s*[=:]\s*)(?P<hide>[^\s,;@'\"}]+)", re.I
+    r"(?P<keep>\b(?:Bearer|Basic)\s+|(?:password|secret|token)\s*[=:]\s*)(?P<hide>[^\s,;@'\"}]+)"
+    r"|(?P<url>://[^/\s:@]+:)(?P<word>[^\s/@]+)(?=@)",
+    re.I,
 )
 
 Event = MutableMapping[str, Any]
@@ -52,7 +54,7 @@ def redact(value: object, depth: int = 6) -> object:
     Structs become dictionaries. What lies deeper than `depth` containers is replaced as a whole.
     """
     if isinstance(value, str):
-        return _SECRET_VALUE.sub(lambda match: match["keep"] + HIDDEN, value)
+        return _SECRET_VALUE.sub(lambda match: (match["keep"] or match["url"]) + HIDDEN, value)
     if isinstance(value, msgspec.Struct):
         value = msgspec.structs.asdict(value)
     if isinstance(value, Mapping):

@@ -135,7 +135,7 @@ class Limits(_Settings, frozen=True):
     write_timeout: float = 120.0  # a peer that does not read for so long is dropped
     connect_timeout: float = 5.0
     idle_timeout: float = 660.0  # a little above the 9 and 10 minutes of clients and brokers
-    drain_timeout: float = 10.0
+    drain_timeout: float = 8.0  # after SIGTERM; the parent kills what has not ended a second later
 
 
 class Proxy(_Settings, frozen=True):
@@ -303,6 +303,8 @@ def _check_process(settings: Settings) -> None:
             "or more into a file and name it here"
         )
     limits = settings.proxy.limits
+    if limits.drain_timeout > 8.0:
+        raise SettingsError("proxy.limits.drain_timeout: at most 8 s, so that a whole process tree ends within 10")
     for name in limits.__struct_fields__:
         if getattr(limits, name) <= 0:
             raise SettingsError(f"proxy.limits.{name}: more than 0")

@@ -60,6 +60,7 @@ def test_other_keys_are_shown(key: str) -> None:
         ("http://u:geheim@host/path", "http://u:***@host/path"),
         ("login with password=geheim, failed", "login with password=***, failed"),
         ("nothing to hide", "nothing to hide"),
+        ("listening on http://127.0.0.1:9380 (now)", "listening on http://127.0.0.1:9380 (now)"),
     ],
 )
 def test_secrets_inside_text_are_recognised(text: str, shown: str) -> None:
