@@ -52,11 +52,11 @@ async def test_one_that_hangs_is_given_up(tmp_path: Path) -> None:
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    (tmp_path / "kfed-run-left").mkdir()
+    (tmp_path / "kfed-process-left").mkdir()
     (tmp_path / "other").mkdir()
     with private.directory() as first:
         assert stat.S_IMODE(first.stat().st_mode) == 0o700
-        assert not (tmp_path / "kfed-run-left").exists()
+        assert not (tmp_path / "kfed-process-left").exists()
         with private.directory() as second:
             assert first.exists()
             assert second != first
