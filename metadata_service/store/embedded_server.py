@@ -29,7 +29,7 @@ import trio
 from metadata_service.store.clock import boottime
 from metadata_service.store.contract import Change, Event, GuardFailed, KeyValue, LeaseExpired, StoreError, StoreInUse
 from metadata_service.store.embedded_log import Delta, Log
-from metadata_service.store.embedded_state import State, size_of
+from metadata_service.store.embedded_state import FIRST_REVISION, State, size_of
 from metadata_service.store.embedded_wire import (
     MAX_REQUEST,
     PART,
@@ -242,6 +242,8 @@ class Server:
             log.warning("closed a connection: %s", error)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+        except Exception:
+            log.exception("a connection ended by an error of ours")
         finally:
             self._connections -= 1
             await trio.aclose_forcefully(stream)
@@ -283,7 +285,7 @@ class Server:
             self._watches.discard(wake)
 
     async def _send_changes(self, stream: trio.SocketStream, watch: WatchFrom, wake: _Wake, asked: list[float]) -> None:
-        cursor = watch.from_revision
+        cursor = max(watch.from_revision, FIRST_REVISION + 1)
         while True:
             while cursor <= self._published:
                 if cursor <= self._state.compacted:

@@ -41,6 +41,15 @@ _NEW_TOKEN = ("invalid auth token", "revision of auth store is old")
 _AUTH_OFF = "authentication is not enabled"
 
 
+_PASSING = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+)
+
+
 class EtcdSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where etcd is. `endpoints` are http:// or https:// URLs; `prefix` stands before every key.
 
@@ -63,6 +72,11 @@ class RpcFailed(Exception):
         super().__init__(f"{details or 'no details'} ({code.name.lower()})")
         self.code = code
         self.details = details
+
+    @property
+    def passing(self) -> bool:
+        """Another try, or another endpoint, may help."""
+        return self.code in _PASSING
 
     @property
     def needs_token(self) -> bool:
@@ -117,11 +131,15 @@ class Link:
         if self._retired and not self._users:
             self.channel.close()
 
-    async def unary(self, path: str, request: bytes, timeout: float) -> bytes:
-        """Raises RpcFailed. Cancelling it cancels the call, which may still be carried out."""
+    def start(self, path: str, request: bytes, timeout: float) -> Any:
+        """A unary call as grpc's future."""
         method = self._methods.get(path)
         if method is None:
             method = self._methods[path] = self.channel.unary_unary(path)
+        return method.future(request, timeout=max(timeout, 0.001), metadata=self.metadata)
+
+    async def unary(self, path: str, request: bytes, timeout: float) -> bytes:
+        """Raises RpcFailed. Cancelling it cancels the call, which may still be carried out."""
         done = trio.Event()
         token = trio.lowlevel.current_trio_token()
 
@@ -130,17 +148,25 @@ class Link:
                 token.run_sync_soon(done.set)
 
         with self.used():
-            call = method.future(request, timeout=max(timeout, 0.001), metadata=self.metadata)
+            call = self.start(path, request, timeout)
             call.add_done_callback(wake)
             try:
                 await done.wait()
             except BaseException:
                 call.cancel()
                 raise
-            if call.code() is not grpc.StatusCode.OK:
-                raise RpcFailed(call.code(), call.details() or "")
-            answer: bytes = call.result()
-            return answer
+            result = call_result(call)
+            if isinstance(result, RpcFailed):
+                raise result
+            return result
+
+
+def call_result(call: Any) -> bytes | RpcFailed:
+    """What a finished call ended with."""
+    if call.code() is not grpc.StatusCode.OK:
+        return RpcFailed(call.code(), call.details() or "")
+    answer: bytes = call.result()
+    return answer
 
 
 def _credentials(settings: EtcdSettings) -> Any:
@@ -237,12 +263,9 @@ class Links:
                 trouble = str(error)
                 if error.needs_token and self.settings.username is not None:
                     await self._renew(link, token, timeout)
-                elif error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                elif error.passing:
                     self.failed(link)
                     unknown = not repeatable and not any(text in error.details for text in _NEVER_SENT)
-                elif error.code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL):
-                    self.failed(link)
-                    unknown = not repeatable
                 else:
                     raise self.translated(error) from error
             if not unknown:
@@ -255,7 +278,7 @@ class Links:
         try:
             await self.authenticate(link, timeout, refused=refused)
         except RpcFailed as error:
-            if error.code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if not error.passing:
                 raise self.translated(error) from error
             self.failed(link)
 

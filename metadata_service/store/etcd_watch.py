@@ -12,6 +12,7 @@ handed out after connecting before the revision before the start was seen not to
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 from collections import deque
 from itertools import groupby
@@ -19,18 +20,22 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import msgspec
 import trio
 
 from metadata_service.store import etcd_wire as wire
 from metadata_service.store.clock import Backoff, boottime
 from metadata_service.store.contract import Change, Compacted, Event, Progress, StoreReplaced, StoreUnavailable
-from metadata_service.store.etcd_channel import RpcFailed
+from metadata_service.store.etcd_channel import RpcFailed, call_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from metadata_service.store.etcd import EtcdBackend
     from metadata_service.store.etcd_channel import Link
+
+CATCH_UP_SECONDS = 0.25
+"""A progress request is dropped while the watch is catching up, so the first one waits (etcd: up to 0.1 s a round)."""
 
 COMPARE_SHARE = 20
 """A comparison, which costs etcd time in proportion to the keys, takes at most one part in so many of all time."""
@@ -40,20 +45,33 @@ class _Lost(Exception):
     """The stream is of no more use."""
 
 
+class _Answered(msgspec.Struct, frozen=True):
+    """The end of a call that was started beside the stream: its answer, or why there is none."""
+
+    path: str
+    result: bytes | RpcFailed
+
+
 class _Stream:
-    """One Watch call. Its answers come through a thread, which waits while nobody takes them."""
+    """One Watch call, and the calls that belong to it; all answers come through one channel.
+
+    The stream's come through a thread, which waits while nobody takes them.
+    """
 
     def __init__(self, link: Link, request: bytes) -> None:
         self.link = link
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._requests.put(request)
-        self._answers_in, self.answers = trio.open_memory_channel[wire.WatchAnswer](4)
+        self._answers_in, self.answers = trio.open_memory_channel[wire.WatchAnswer | _Answered](4)
+        # Answers to calls that found the channel full: then nobody is waiting for it.
+        self._beside: list[_Answered] = []
         self._token = trio.lowlevel.current_trio_token()
         self._use = contextlib.ExitStack()
         self._use.enter_context(link.used())
         self.error: RpcFailed | None = None
         call = link.channel.stream_stream(wire.WATCH)
         self._call: Any = call(self._sent(), metadata=link.metadata)
+        self._calls: list[Any] = []
         Thread(target=self._pump, name="etcd-watch", daemon=True).start()
 
     def _sent(self) -> Iterator[bytes]:
@@ -62,6 +80,36 @@ class _Stream:
 
     def send(self, request: bytes) -> None:
         self._requests.put(request)
+
+    def start(self, path: str, request: bytes, timeout: float) -> None:
+        """A unary call; its end arrives as _Answered, whoever is cancelled meanwhile."""
+
+        def finished(call: Any) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._finished, path, call)
+
+        call = self.link.start(path, request, timeout)
+        self._calls.append(call)
+        call.add_done_callback(finished)
+
+    def _finished(self, path: str, call: Any) -> None:
+        self._calls.remove(call)
+        answered = _Answered(path, call_result(call))
+        try:
+            self._answers_in.send_nowait(answered)
+        except trio.WouldBlock:
+            self._beside.append(answered)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    async def receive(self) -> wire.WatchAnswer | _Answered:
+        """Raises RpcFailed or _Lost at the end of the stream."""
+        if self._beside:
+            return self._beside.pop(0)
+        try:
+            return await self.answers.receive()
+        except trio.EndOfChannel:
+            raise self.error or _Lost("the stream ended") from None
 
     def _pump(self) -> None:
         try:
@@ -77,7 +125,8 @@ class _Stream:
 
     def close(self) -> None:
         self._requests.put(None)
-        self._call.cancel()
+        for call in (self._call, *self._calls):
+            call.cancel()
         self.answers.close()
         self._use.close()
 
@@ -86,6 +135,7 @@ class EtcdWatch:
     def __init__(self, backend: EtcdBackend, key: bytes, end: bytes, from_revision: int) -> None:
         self._backend = backend
         self._links = backend.links
+        self._deadline = backend.deadline
         self._key = key
         self._end = end
         # Where to go on after a reconnect; and the revision whose state a comparison starts from.
@@ -93,13 +143,18 @@ class EtcdWatch:
         self._known = max(1, from_revision - 1)
         self._stream: _Stream | None = None
         self._created = False
-        self._verified = False
         self._part: list[wire.EtcdEvent] = []
         # Complete, and to be handed out once the history was seen to be whole.
         self._arrived: list[Change | Progress] = []
+        self._whole = False
+        # A check of the history is under way; it was started with changes at hand, and so tells about them.
+        self._checking = False
+        self._check_counts = False
         self._ready: deque[Change | Progress] = deque()
+        # One question is open at a time.
         self._asked_at: float | None = None
         self._ask_again_at = 0.0
+        self._catch_up = CATCH_UP_SECONDS
         # A comparison at this revision, asked for at that time, found changes that are still to come.
         self._awaited: tuple[int, float] | None = None
         self._backoff = Backoff()
@@ -107,7 +162,11 @@ class EtcdWatch:
 
     @property
     def connected(self) -> bool:
-        return self._created
+        return self._created and (self._asked_at is None or boottime() < self._silent_at())
+
+    def _silent_at(self) -> float:
+        """When an open question makes the stream count as lost."""
+        return max(self._asked_at or 0.0, self.last_contact or 0.0) + self._deadline
 
     async def receive(self) -> Change | Progress:
         while True:
@@ -119,7 +178,8 @@ class EtcdWatch:
                 return item
             try:
                 await self._step()
-            except (_Lost, StoreUnavailable):
+            except _Lost:
+                self._catch_up = min(2 * self._catch_up, self._deadline)
                 self._close(failed=True)
                 await self._backoff.pause()
             except RpcFailed as error:
@@ -128,52 +188,64 @@ class EtcdWatch:
     async def _step(self) -> None:
         if self._stream is None:
             await self._open()
-        elif self._arrived:
-            await self._verify()
+            return
+        if self._arrived and (self._whole or self._next <= 1):
+            self._ready += self._arrived
+            self._arrived, self._whole = [], True
+            return
+        if self._arrived and not self._checking:
+            self._check_history(self._stream)
         elif self._created and not self._part and self._asked_at is None and boottime() >= self._ask_again_at:
-            await self._ask(self._stream)
-        else:
-            await self._take(self._stream)
+            self._ask(self._stream)
+        elif self._asked_at is not None and self._stream.link.reports_progress:
+            self._ask_anew(self._stream, self._asked_at)
+        await self._take(self._stream)
 
     async def _open(self) -> None:
         link = self._links.link()
-        deadline = self._backend.deadline
-        await self._links.authenticate(link, deadline)
+        await self._links.authenticate(link, self._deadline)
         if link.version is None:
-            text = wire.read_text(await link.unary(wire.STATUS, b"", deadline))
+            text = wire.read_text(await link.unary(wire.STATUS, b"", self._deadline))
             link.version = tuple(int(part) for part in text.split("-")[0].split(".") if part.isdigit())
         self._stream = _Stream(link, wire.watch_request(self._key, self._end, self._next))
-        self._created = self._verified = False
+        self._created = self._whole = self._checking = False
         self._part, self._arrived, self._awaited = [], [], None
         # Until it is created the stream counts as asked: it must not keep silent for ever.
         self._asked_at = boottime()
 
     async def _take(self, stream: _Stream) -> None:
-        if self._asked_at is None:
-            limit = self._ask_again_at
+        if self._asked_at is not None or self._part:
+            limit = self._silent_at()
+        elif self._checking:
+            limit = math.inf  # a call ends by itself
         else:
-            limit = max(self._asked_at, self.last_contact or 0.0) + self._backend.deadline
+            limit = self._ask_again_at
         with trio.move_on_after(max(0.0, limit - boottime())) as waiting:
-            try:
-                answer = await stream.answers.receive()
-            except trio.EndOfChannel:
-                raise stream.error or _Lost("the stream ended") from None
+            answer = await stream.receive()
         if waiting.cancelled_caught:
-            if self._asked_at is not None:
+            if self._asked_at is not None or self._part:
                 raise _Lost("no answer")
             return
         self.last_contact = boottime()
-        self._read(answer, stream)
+        self._backoff.reset()
+        if isinstance(answer, wire.WatchAnswer):
+            self._read(answer, stream)
+        elif isinstance(answer.result, RpcFailed):
+            raise answer.result
+        elif answer.path == wire.KV_TXN:
+            self._compared(wire.read_txn(answer.result), stream)
+        else:
+            self._whole, self._checking = self._whole or self._check_counts, False
 
     def _read(self, answer: wire.WatchAnswer, stream: _Stream) -> None:
         if answer.compact_revision:
             raise Compacted(answer.compact_revision)
         if answer.canceled:
             raise RpcFailed(_code_of(answer.cancel_reason), answer.cancel_reason)
-        self._backoff.reset()
         if answer.created:
             self._created = True
-            self._asked_at, self._ask_again_at = None, self.last_contact or 0.0
+            behind = stream.link.reports_progress and self._next <= answer.revision
+            self._asked_at, self._ask_again_at = None, boottime() + (self._catch_up if behind else 0.0)
         elif answer.events:
             self._part += answer.events
             if not answer.fragment:
@@ -181,6 +253,7 @@ class EtcdWatch:
         elif stream.link.reports_progress and (asked_at := self._asked_at) is not None:
             self._arrived.append(Progress(answer.revision, asked_at))
             self._asked_at, self._ask_again_at = None, asked_at + self._backend.progress_interval
+            self._catch_up = CATCH_UP_SECONDS
 
     def _arrive(self) -> None:
         revision = 0
@@ -191,81 +264,66 @@ class EtcdWatch:
             self._arrived.append(Progress(revision, self._awaited[1]))
             self._awaited = self._asked_at = None
 
-    async def _verify(self) -> None:
-        if not self._verified:
-            await self._check_history()
-        self._verified = True
-        self._ready += self._arrived
-        self._arrived = []
+    def _check_history(self, stream: _Stream) -> None:
+        """Ends in Compacted where the store no longer has all changes since the last one handed out."""
+        # The key does not matter: a compacted revision is refused for any.
+        request = wire.range_request(self._key, revision=self._next - 1, count_only=True)
+        stream.start(wire.KV_RANGE, request, self._deadline)
+        self._checking, self._check_counts = True, bool(self._arrived)
 
-    async def _check_history(self) -> None:
-        """Raises Compacted where the store no longer has all changes since the last one handed out."""
-        if self._next > 1:
-            # The key does not matter: a compacted revision is refused for any.
-            await self._call(wire.KV_RANGE, wire.range_request(self._key, revision=self._next - 1, count_only=True))
-
-    async def _ask(self, stream: _Stream) -> None:
-        now = boottime()
+    def _ask(self, stream: _Stream) -> None:
+        self._asked_at = boottime()
         if stream.link.reports_progress:
             stream.send(wire.progress_request())
-            self._asked_at = now
             return
-        revision, same = await self._compare()
-        if same:
-            self._arrived.append(Progress(revision, now))
-        else:
-            # The stream must deliver what has changed within the deadline.
-            await self._check_history()
-            self._asked_at, self._awaited = now, (revision, now)
-        spent = boottime() - now
-        self._ask_again_at = now + max(self._backend.progress_interval, COMPARE_SHARE * spent)
-
-    async def _compare(self) -> tuple[int, bool]:
-        """The store's revision, and whether the state under the prefix there is still that of the last known one."""
-        known = self._known
-        request = wire.txn_request(
-            [],
-            [
-                wire.range_op(wire.range_request(self._key, self._end, count_only=True, revision=known)),
-                wire.range_op(wire.range_request(self._key, self._end, count_only=True)),
-                wire.range_op(
-                    wire.range_request(self._key, self._end, keys_only=True, limit=1, min_mod_revision=known + 1)
-                ),
-            ],
+        newer = wire.range_request(self._key, self._end, keys_only=True, limit=1, min_mod_revision=self._known + 1)
+        ranges = (
+            wire.range_request(self._key, self._end, count_only=True, revision=self._known),
+            wire.range_request(self._key, self._end, count_only=True),
+            newer,
         )
-        answer = wire.read_txn(await self._call(wire.KV_TXN, request))
-        self.last_contact = boottime()
+        stream.start(wire.KV_TXN, wire.txn_request([], map(wire.range_op, ranges)), self._deadline)
+
+    def _ask_anew(self, stream: _Stream, asked_at: float) -> None:
+        """A question that is open for so long while changes come was dropped: the watch had fallen behind."""
+        if self._created and boottime() > asked_at + self._deadline:
+            self._ask(stream)
+
+    def _compared(self, answer: wire.TxnAnswer, stream: _Stream) -> None:
         then, now, newer = answer.answers
         if not (
             isinstance(then, wire.RangeAnswer)
             and isinstance(now, wire.RangeAnswer)
             and isinstance(newer, wire.RangeAnswer)
+            and self._asked_at is not None
         ):
             raise _Lost("a comparison was not answered")
-        return answer.revision, then.count == now.count and not newer.items
+        asked_at, reached = self._asked_at, self._reached()
+        spent = boottime() - asked_at
+        self._ask_again_at = asked_at + max(self._backend.progress_interval, COMPARE_SHARE * spent)
+        if (then.count == now.count and not newer.items) or answer.revision <= reached:
+            self._asked_at = None
+            self._arrived.append(Progress(max(answer.revision, reached), asked_at))
+        else:
+            # The stream must deliver what has changed within the deadline; if it still can.
+            self._awaited = (answer.revision, asked_at)
+            if not self._checking and self._next > 1:
+                self._check_history(stream)
 
-    async def _call(self, path: str, request: bytes) -> bytes:
-        """A read at an old revision. A revision that is yet to come means that the store went back."""
-        try:
-            return await self._links.call(path, request, give_up=trio.current_time() + self._backend.deadline)
-        except ValueError as error:
-            if "future revision" in str(error):
-                raise StoreReplaced(f"{self._backend.description} is behind revision {self._known}") from error
-            raise
+    def _reached(self) -> int:
+        return max((self._known, *(item.revision for item in self._arrived)))
 
     async def _recover(self, error: RpcFailed) -> None:
-        stream = self._stream
-        link = self._links.link() if stream is None else stream.link
+        link = self._links.link() if self._stream is None else self._stream.link
+        self._close(failed=False)
+        if "future revision" in error.details:
+            raise StoreReplaced(f"{self._backend.description} is behind revision {self._known}") from error
         if error.needs_token and self._links.settings.username is not None:
-            self._close(failed=False)
-            if link.token is not None:
-                link.token = None
-        elif error.code in _PASSING:
-            self._close(failed=False)
-            self._links.failed(link)
+            link.token = None
+        elif not error.passing and not isinstance(translated := self._links.translated(error), StoreUnavailable):
+            raise translated from error
         else:
-            self._close(failed=False)
-            raise self._links.translated(error) from error
+            self._links.failed(link)
         await self._backoff.pause()
 
     def _event(self, event: wire.EtcdEvent) -> Event:
@@ -282,15 +340,6 @@ class EtcdWatch:
 
     async def aclose(self) -> None:
         self._close(failed=False)
-
-
-_PASSING = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.INTERNAL,
-)
 
 
 def _code_of(reason: str) -> Any:

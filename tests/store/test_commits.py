@@ -113,9 +113,10 @@ async def test_a_prefix_is_deleted_in_one_revision(store: Store) -> None:
     ids=["put twice", "put and delete", "put under a deleted prefix", "empty key", "long key", "large", "many"],
 )
 async def test_what_breaks_the_limits_is_refused_and_does_nothing(store: Store, operations: list[Operation]) -> None:
-    for branches in ((operations, ()), ([], operations)):
-        with pytest.raises(ValueError):
-            await store.commit([], *branches)
+    with pytest.raises(ValueError):
+        await store.commit([], operations)
+    with pytest.raises(ValueError):
+        await store.commit([], [], operations)
     assert (await store.range("")).items == ()
 
 

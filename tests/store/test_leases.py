@@ -9,13 +9,11 @@ from metadata_service.store.contract import Delete, LeaseExpired, Put, Store
 from tests.store.servers import Server, opened
 
 
-async def wait_gone(store: Store, key: str, limit: float) -> float:
-    """Seconds until a key is gone."""
-    started = trio.current_time()
+async def wait_gone(store: Store, key: str, written: int, limit: float) -> None:
+    """Until a key that was last written at a revision is deleted."""
     with trio.fail_after(limit):
-        while await store.get(key) is not None:
-            await trio.sleep(0.02)
-    return trio.current_time() - started
+        async with store.watch(key, written + 1) as watch:
+            assert [event.kind for event in (await anext(watch)).events] == ["delete"]
 
 
 async def test_keys_vanish_together_when_their_lease_expires(store: Store) -> None:
@@ -42,14 +40,14 @@ async def test_keys_vanish_together_when_their_lease_expires(store: Store) -> No
 
 async def test_a_lease_that_is_renewed_lives_on(store: Store) -> None:
     lease = await store.grant(2)
-    await store.commit([], [Put("a", b"", lease.id)])
+    done = await store.commit([], [Put("a", b"", lease.id)])
     end = trio.current_time() + 2 * lease.ttl + 1
     while trio.current_time() < end:
         assert await store.keep_alive(lease.id) == lease.ttl
         assert await store.get("a") is not None
         await trio.sleep(0.2)
     renewed_at = trio.current_time()
-    await wait_gone(store, "a", lease.ttl + 8)
+    await wait_gone(store, "a", done.revision, lease.ttl + 8)
     assert trio.current_time() - renewed_at >= lease.ttl - 0.5
 
 
@@ -75,14 +73,14 @@ async def test_a_lease_needs_a_second_at_least(store: Store) -> None:
 async def test_after_a_restart_a_lease_runs_its_full_time_anew(server: Server) -> None:
     async with opened(server) as store:
         lease = await store.grant(5)
-        await store.commit([], [Put("a", b"", lease.id)])
+        done = await store.commit([], [Put("a", b"", lease.id)])
         # Let most of it pass.
         await trio.sleep(3.5)
         await trio.to_thread.run_sync(server.kill)
         await trio.to_thread.run_sync(server.start)
         started_at = trio.current_time()
         assert await store.get("a") is not None
-        await wait_gone(store, "a", lease.ttl + 10)
+        await wait_gone(store, "a", done.revision, lease.ttl + 10)
         assert trio.current_time() - started_at >= lease.ttl - 1.0
         with pytest.raises(LeaseExpired):
             await store.keep_alive(lease.id)
