@@ -5,4 +5,6 @@ pytest_plugins = [
     "tests.fixtures.federation",
     "tests.fixtures.java",
     "tests.fixtures.names",
+    "tests.fixtures.sides",
+    "tests.fixtures.security",
 ]
