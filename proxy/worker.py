@@ -102,14 +102,13 @@ class Worker:
                 continue
             try:
                 counters.connects += 1
-                channel = await upstream.connect(
-                    brokers[one].host, brokers[one].port, *_tls_of(known), self.settings.proxy.limits.connect_timeout
-                )
+                timeout = self.settings.proxy.limits.connect_timeout
+                channel = await upstream.connect(brokers[one].host, brokers[one].port, _tls_of(known), timeout)
                 if principal is not None:
                     await self.certificates.log_in(channel, cluster, principal)
                 counters.reachable = True
                 return channel, one
-            except ChannelClosed as error:
+            except (ChannelClosed, OSError) as error:  # OSError: its TLS files
                 counters.connect_failures += 1
                 counters.reachable = False
                 reason = str(error)
@@ -145,7 +144,9 @@ class Worker:
                         kinds.append((await pool.acls.authority(name)).kind)
                     except Exception:  # not known: then it is not open
                         kinds.append("unknown")
-            self._open_to_all = bool(kinds) and all(kind == "none" for kind in kinds)
+            # Where only some clusters ask for a login, not everybody who is in may see all of them.
+            logins = {self._authenticating(one) for one in view.clusters}
+            self._open_to_all = bool(kinds) and all(kind == "none" for kind in kinds) and len(logins) == 1
             await self.member.following.changed_or(view, 2.0)
             await trio.sleep(0.05)  # under a storm of changes, often enough
 
@@ -389,9 +390,7 @@ class Worker:
             connections.cancel_scope.cancel()
 
 
-def _tls_of(cluster: ClusterView) -> tuple[ssl.SSLContext | None, bool]:
-    """(context, verify the host name) for clients' connections to a cluster."""
+def _tls_of(cluster: ClusterView) -> ssl.SSLContext | None:
+    """For clients' connections to a cluster. Raises OSError (ssl.SSLError is one): its files cannot be used."""
     tls = cluster.record.settings.tls
-    if tls is None:
-        return None, False
-    return ssl_context(Tls(tls.ca, None, None, tls.verify_hostname)), tls.verify_hostname
+    return None if tls is None else ssl_context(Tls(tls.ca, None, None, tls.verify_hostname))

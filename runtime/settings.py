@@ -258,6 +258,13 @@ def _check_listeners(settings: Settings) -> None:
                 raise SettingsError(f"{key}.sni: needs tls, since the name is read from the TLS handshake")
             if "{broker}" not in listener.sni or "{cluster}" not in listener.sni:
                 raise SettingsError(f"{key}.sni: the pattern must contain {{cluster}} and {{broker}}")
+        if listener.tls is not None and listener.tls.client_ca is not None:
+            for name, cluster in settings.clusters.items():
+                if cluster.sasl is None:
+                    raise SettingsError(
+                        f"{key}.tls.client_ca: clients with certificates are served by delegation tokens, which need a "
+                        f"login: give clusters.{name}.sasl, or take client_ca away"
+                    )
         if not 0 < listener.port < 65536:
             raise SettingsError(f"{key}.port: {listener.port} is no port")
         # The admin port may lie within the range: virtual brokers are then given the others (see broker_ports).

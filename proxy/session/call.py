@@ -101,6 +101,8 @@ class SessionCall:
                 if own and (broker is None or broker == await self._own_broker()):
                     return await session.inner(key, self._version_on(cluster, key), request)
                 principal = await self.principal()
+                if self._unknown_there(principal, cluster):
+                    raise Refused(ERROR.CLUSTER_AUTHORIZATION_FAILED, f"cluster {cluster} asks for a login")
                 return await session.around.identity.ask_as(
                     principal, self.client_host, cluster, key, request, broker=broker
                 )
@@ -108,6 +110,10 @@ class SessionCall:
             if own:
                 raise CloseConnection(f"the broker did not answer within {timeout:g} s") from None
             raise ClusterAway(cluster, f"no answer within {timeout:g} s") from None
+
+    def _unknown_there(self, principal: str, cluster: str) -> bool:
+        """Whether somebody without a login comes to a cluster that lets nobody in without one."""
+        return principal == ANONYMOUS and cluster != self.cluster and self._session.around.authenticating(cluster)
 
     async def _own_broker(self) -> int:
         if self._session.upstream is None:
@@ -135,6 +141,9 @@ class SessionCall:
 
     async def visible(self, cluster: str, operation: int, resource_type: int, names: Iterable[str]) -> set[str]:
         wanted = set(names)
+        principal = await self.principal()
+        if self._unknown_there(principal, cluster):
+            return set()
         return await self._session.around.identity.visible(
-            await self.principal(), self.client_host, cluster, operation, resource_type, wanted
+            principal, self.client_host, cluster, operation, resource_type, wanted
         )

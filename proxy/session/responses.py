@@ -25,14 +25,20 @@ async def write_responses(session: Session) -> None:
     assert inbox is not None
     slots = session.slots
     while True:
-        window = await inbox.window(8)
+        window = await inbox.window(4)
+        if slots and slots[0].kind is Kind.TOKEN and len(window) >= 4:
+            await _token(session, window)
+            continue
         if len(window) < 8:
-            raise ChannelClosed("the broker closed the connection")
+            inbox.keep(window)
+            window = await inbox.window(8)
+            if len(window) < 8:
+                raise ChannelClosed("the broker closed the connection")
         size, correlation = _HEAD.unpack_from(window)
         if not slots or not 4 <= size <= session.around.limits.max_response_bytes:
             raise CloseConnection("the broker sent what was not asked for")
         slot = slots[0]
-        if slot.kind is not Kind.TOKEN and correlation != slot.correlation:
+        if correlation != slot.correlation:
             raise CloseConnection("the broker answered out of order")
         if slot.repeated is not None and len(window) == size + 4 and slot.repeated.fine(window, size):
             await session.client.send(window)
@@ -48,13 +54,29 @@ async def write_responses(session: Session) -> None:
             slot.done.set()
         else:
             session.answered(slot, size + 4)
-        while slots and slots[0].kind is Kind.LOCAL:
-            made = slots[0]
-            assert made.answer is not None
-            await session.client.send(made.answer)
-            slots.popleft()
-            session.answered(made, len(made.answer))
-        session.popped()
+        await _made_here(session)
+
+
+async def _made_here(session: Session) -> None:
+    """Send what was answered here meanwhile and has its turn now."""
+    slots = session.slots
+    while slots and slots[0].kind is Kind.LOCAL:
+        made = slots[0]
+        assert made.answer is not None
+        await session.client.send(made.answer)
+        slots.popleft()
+        session.answered(made, len(made.answer))
+    session.popped()
+
+
+async def _token(session: Session, window: memoryview) -> None:
+    """The answer to a raw SASL token: a size and bytes, without a header, possibly none at all (PLAIN)."""
+    size = int.from_bytes(window[:4], "big", signed=True)
+    if not 0 <= size <= SCRATCH:
+        raise CloseConnection("the broker sent no SASL token")
+    await _pass(session, window, size)
+    session.answered(session.slots.popleft(), size + 4)
+    await _made_here(session)
 
 
 async def _pass(session: Session, window: memoryview, size: int) -> None:

@@ -10,9 +10,7 @@ import trio
 from proxy.transport.channel import Channel, ChannelClosed, PlainChannel, tls_handshake
 
 
-async def connect(
-    host: str, port: int, context: ssl.SSLContext | None, verify_hostname: bool, timeout: float
-) -> Channel:
+async def connect(host: str, port: int, context: ssl.SSLContext | None, timeout: float) -> Channel:
     """A channel to a broker within `timeout` seconds. Raises ChannelClosed with the reason."""
     peer = f"{host}:{port}"
     try:
@@ -26,6 +24,6 @@ async def connect(
     plain = socket.socket(fileno=stream.socket.detach())
     if context is None:
         return PlainChannel(plain, peer)
-    name = host if verify_hostname else None
-    channel, _ = await tls_handshake(plain, context, peer, server_side=False, hostname=name, timeout=timeout)
+    # The name is sent in any case (SNI); whether the certificate must bear it is the context's business.
+    channel, _ = await tls_handshake(plain, context, peer, server_side=False, hostname=host, timeout=timeout)
     return channel
