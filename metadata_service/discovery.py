@@ -141,24 +141,28 @@ class Discovery:
     # -- one cluster ----------------------------------------------------------------------------------------------
 
     async def _watch(self, one: _Watched) -> None:
-        with one.scope:
-            while True:
-                one.wake = trio.Event()
-                one.attempts += 1
-                await self._look(one)
-                one.looks = one.attempts
-                one.looked.set()
-                one.looked = trio.Event()
-                if one.failures:
-                    top = min(AWAY_LAST, AWAY_FIRST * 2.0 ** min(one.failures - 1, 10))
-                    pause = top * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
-                    await trio.sleep(min(pause, AWAY_FIRST))
-                    with trio.move_on_after(max(pause - AWAY_FIRST, 0.0)):
-                        await one.wake.wait()
-                    continue
-                await trio.sleep(CLOSEST)
-                with trio.move_on_after(self._interval * random.uniform(0.8, 1.0)):  # noqa: S311
-                    await one.wake.wait()
+        try:
+            with one.scope:
+                while True:
+                    one.wake = trio.Event()
+                    one.attempts += 1
+                    await self._look(one)
+                    one.looks = one.attempts
+                    one.looked.set()
+                    one.looked = trio.Event()
+                    await self._pause(one)
+        finally:
+            self._drop(one)
+
+    async def _pause(self, one: _Watched) -> None:
+        if one.failures:
+            top = min(AWAY_LAST, AWAY_FIRST * 2.0 ** min(one.failures - 1, 10))
+            first, rest = AWAY_FIRST, top * random.uniform(0.5, 1.0) - AWAY_FIRST  # noqa: S311 - spreads load
+        else:
+            first, rest = CLOSEST, self._interval * random.uniform(0.8, 1.0)  # noqa: S311
+        await trio.sleep(first)
+        with trio.move_on_after(max(rest, 0.0)):
+            await one.wake.wait()
 
     async def _look(self, one: _Watched) -> None:
         name = one.record.name
