@@ -34,10 +34,10 @@ class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class TlsClient(_Settings, frozen=True):
     """TLS towards brokers or etcd. Files are PEM and are re-read for new connections when they change."""
 
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
-    verify_hostname: bool = True
+    ca: str | None = None  # authorities to trust; without it, the system's
+    cert: str | None = None  # a client certificate, with its chain
+    key: str | None = None  # its key, where `cert` does not hold it
+    verify_hostname: bool = True  # false: any name, but still a trusted certificate
 
 
 class Sasl(_Settings, frozen=True):
@@ -46,20 +46,20 @@ class Sasl(_Settings, frozen=True):
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
     username: str | None = None
     password: str | None = None
-    password_file: str | None = None
-    token_file: str | None = None
+    password_file: str | None = None  # a file that holds the password alone
+    token_file: str | None = None  # OAUTHBEARER: a file that holds the token, kept fresh by others
 
 
 class EmbeddedStore(_Settings, frozen=True, tag_field="kind", tag="embedded"):
     """A durable store of one machine, shared by its processes over a Unix socket. `path` is a directory."""
 
-    path: str
+    path: str  # a directory, made where it does not exist; mode 0700
 
 
 class EtcdStore(_Settings, frozen=True, tag_field="kind", tag="etcd"):
     """etcd: `endpoints` are URLs; a change of `password_file` applies to the next authentication."""
 
-    endpoints: tuple[str, ...]
+    endpoints: tuple[str, ...]  # `"http://HOST:2379"` or `"https://..."`
     tls: TlsClient | None = None
     username: str | None = None
     password: str | None = None
@@ -69,41 +69,41 @@ class EtcdStore(_Settings, frozen=True, tag_field="kind", tag="etcd"):
 class Cluster(_Settings, frozen=True):
     """One physical cluster, as a Kafka client would reach it."""
 
-    bootstrap: tuple[str, ...]
-    tls: TlsClient | None = None
-    sasl: Sasl | None = None
+    bootstrap: tuple[str, ...]  # `"HOST:PORT"`, of any brokers
+    tls: TlsClient | None = None  # without it, plain text
+    sasl: Sasl | None = None  # for what the federation asks itself; clients log in as themselves
     # How this cluster decides who may do what, for calls that reach it on behalf of a client of another cluster
     # where delegation tokens are switched off: `auto` asks the cluster; `other` (a custom authorizer) refuses them.
     authorizer: Literal["auto", "none", "standard", "other"] = "auto"
-    super_users: tuple[str, ...] = ()
-    allow_everyone: bool = False
+    super_users: tuple[str, ...] = ()  # as the brokers' super.users: `"User:admin"`
+    allow_everyone: bool = False  # as the brokers' allow.everyone.if.no.acl.found
 
 
 class Rule(_Settings, frozen=True):
     """Places new topics, groups or transactional ids whose whole name matches; the first match decides."""
 
-    cluster: str
-    topics: str | None = None
-    groups: str | None = None
-    transactional_ids: str | None = None
-    standbys: tuple[str, ...] = ()
-    writes: Literal["available", "leased"] = "available"
+    cluster: str  # where they go
+    topics: str | None = None  # a regular expression for the whole name; never matches internal topics
+    groups: str | None = None  # likewise
+    transactional_ids: str | None = None  # likewise
+    standbys: tuple[str, ...] = ()  # recorded; mirrors are not part of this release
+    writes: Literal["available", "leased"] = "available"  # whether writes go on while the store is away (recorded)
 
 
 class Placement(_Settings, frozen=True):
     """Where new topics, groups and transactional ids go; what exists is never moved by a rule."""
 
-    default: str
-    standbys: tuple[str, ...] = ()
+    default: str  # the cluster for everything that no rule names
+    standbys: tuple[str, ...] = ()  # recorded; mirrors are not part of this release
     rules: tuple[Rule, ...] = ()
 
 
 class TlsServer(_Settings, frozen=True):
     """TLS towards clients. `client_ca` asks for client certificates and maps their subject to a principal."""
 
-    cert: str
+    cert: str  # with its chain
     key: str
-    client_ca: str | None = None
+    client_ca: str | None = None  # the authorities whose client certificates are accepted, and needed
 
 
 class Listener(_Settings, frozen=True):
@@ -113,27 +113,27 @@ class Listener(_Settings, frozen=True):
     `{broker}`, for example `"b{broker}.{cluster}.kafka.example.org"`.
     """
 
-    name: str = "main"
+    name: str = "main"  # addresses are kept under it: renaming gives new ones
     bind: str = "127.0.0.1"
-    port: int = 9300
-    advertised: str | None = None
-    broker_ports: str | None = None
-    sni: str | None = None
-    tls: TlsServer | None = None
+    port: int = 9300  # the bootstrap port
+    advertised: str | None = None  # the name or address clients are told; the same for all instances
+    broker_ports: str | None = None  # one port for each physical broker, given once and kept
+    sni: str | None = None  # instead of broker_ports
+    tls: TlsServer | None = None  # without it, plain text
 
 
 class Limits(_Settings, frozen=True):
     """Bounds of one proxy worker. Sizes in bytes, times in seconds."""
 
     max_request_bytes: int = 104857600  # socket.request.max.bytes of a broker
-    max_response_bytes: int = 1073741824
+    max_response_bytes: int = 1073741824  # of one response from a broker
     buffered_bytes: int = 268435456  # of frames that must be held whole, over all connections of a worker
-    connections: int = 20000
-    connections_per_address: int = 5000
+    connections: int = 20000  # of clients
+    connections_per_address: int = 5000  # of clients with one IP address
     first_bytes_timeout: float = 30.0  # until a new connection's first whole request header
     frame_timeout: float = 60.0  # for the rest of a frame once it has begun
     write_timeout: float = 120.0  # a peer that does not read for so long is dropped
-    connect_timeout: float = 5.0
+    connect_timeout: float = 5.0  # to a broker, TLS included
     idle_timeout: float = 660.0  # a little above the 9 and 10 minutes of clients and brokers
     drain_timeout: float = 8.0  # after SIGTERM; the parent kills what has not ended a second later
 
@@ -142,7 +142,7 @@ class Proxy(_Settings, frozen=True):
     """The listeners of a proxy, and how many worker processes share them."""
 
     listeners: tuple[Listener, ...] = (Listener(broker_ports="9301-9399"),)
-    workers: int = 1
+    workers: int = 1  # processes; about one for each core that the proxy may use
     # The federation answers for topics that do not exist as these brokers' auto.create.topics.enable would.
     auto_create_topics: bool = False
     limits: Limits = Limits()
@@ -156,7 +156,7 @@ class Admin(_Settings, frozen=True):
 
     bind: str = "127.0.0.1"
     port: int = 9380
-    token_file: str | None = None
+    token_file: str | None = None  # holds the bearer token
     tls: TlsServer | None = None
 
 
@@ -267,6 +267,8 @@ def _check_listeners(settings: Settings) -> None:
                     )
         if not 0 < listener.port < 65536:
             raise SettingsError(f"{key}.port: {listener.port} is no port")
+        if listener.advertised is None and listener.bind in ("", "0.0.0.0", "::"):
+            raise SettingsError(f"{key}.advertised: needed, since clients cannot connect to bind {listener.bind!r}")
         # The admin port may lie within the range: virtual brokers are then given the others (see broker_ports).
         here = {listener.port: f"{key}.port"}
         if (other := taken.get((listener.bind, listener.port))) is not None:

@@ -62,6 +62,8 @@ def test_the_design_s_example_is_right() -> None:
         ("port: 9380", "port: 9300", "proxy.listeners[0].port"),
         (', broker_ports: "9301-9399"', "", "proxy.listeners[0]"),
         ('broker_ports: "9301-9399"', "sni: b.example.org", "proxy.listeners[0].sni"),
+        ("bind: 127.0.0.1, port: 9300, advertised: 127.0.0.1", "bind: 0.0.0.0", "proxy.listeners[0].advertised"),
+        ("workers: 2", "workers: 2\n  limits: {drain_timeout: 60}", "proxy.limits.drain_timeout"),
         ("port: 9300", "port: 99999", "proxy.listeners[0].port"),
         ("bind: 127.0.0.1, port: 9380", "bind: 0.0.0.0, port: 9380", "admin.token_file"),
         ("port: 9380", "port: 99999", "admin.port"),
