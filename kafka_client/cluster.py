@@ -226,6 +226,8 @@ class ClusterClient:
                 return await self._call_at(address, key, message, version, max(left, 0.0))
             except BrokerUnavailable as error:
                 tried.add(address)
+                if self._closed:
+                    raise
                 left = deadline - trio.current_time()
                 others = broker is None and not tried.issuperset(self._candidates())
                 if left <= 0 or not (retry or (others and not error.sent)):

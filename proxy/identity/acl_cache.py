@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DESCRIBE_ACLS, DESCRIBE_CONFIGS = 29, 32
+FRESH_FOR, STALE_AFTER, UNUSED_AFTER = 5.0, 15.0, 60.0  # seconds
 BROKER_CONFIG = 4
 AUTHORIZER = "authorizer.class.name"
 # Both decide by the same rules; the second is that of ZooKeeper times.
@@ -64,7 +65,8 @@ class _Entry:
     known: Authority | None = None
     kind: Kind | None = None  # of a cluster with an authorizer
     error: str = ""
-    wanted: bool = False
+    asked_at: float = float("-inf")  # the newest question, whatever came of it
+    used_at: float = float("-inf")
 
 
 class AclCache:
@@ -75,8 +77,8 @@ class AclCache:
         services: Mapping[str, ClusterClient],
         settings: Mapping[str, ClusterIdentity],
         *,
-        fresh_for: float = 3.0,
-        stale_after: float = 15.0,
+        fresh_for: float = FRESH_FOR,
+        stale_after: float = STALE_AFTER,
     ) -> None:
         self._services = services
         self._settings = settings
@@ -87,12 +89,12 @@ class AclCache:
     async def authority(self, cluster: str) -> Authority:
         """How `cluster` decides, at most `stale_after` seconds old. Raises AuthorityUnknown."""
         entry = self._entries.setdefault(cluster, _Entry())
-        entry.wanted = True
-        now = trio.current_time()
+        entry.used_at = now = trio.current_time()
         if entry.known is not None and now - entry.known.at <= self._fresh_for:
             return entry.known
         async with entry.lock:
-            if entry.known is None or trio.current_time() - entry.known.at > self._fresh_for:
+            # A failure counts too: a cluster that refuses to tell is not asked again for every request.
+            if trio.current_time() - entry.asked_at > self._fresh_for:
                 await self._read(cluster, entry)
         if entry.known is None or trio.current_time() - entry.known.at > self._stale_after:
             raise AuthorityUnknown(f"{cluster}: its ACLs cannot be read: {entry.error}")
@@ -106,10 +108,11 @@ class AclCache:
     async def run(self) -> None:
         """Keep what is in use fresh, so that nobody waits for it. Runs until cancelled."""
         while True:
-            await trio.sleep(self._fresh_for * random.uniform(0.4, 0.6))  # noqa: S311
+            await trio.sleep(self._fresh_for * random.uniform(0.6, 0.8))  # noqa: S311
+            unused = trio.current_time() - UNUSED_AFTER
             async with trio.open_nursery() as nursery:
                 for cluster, entry in self._entries.items():
-                    if entry.wanted:
+                    if entry.used_at > unused:
                         nursery.start_soon(self._poll, cluster, entry)
 
     async def _poll(self, cluster: str, entry: _Entry) -> None:
@@ -117,6 +120,7 @@ class AclCache:
             await self._read(cluster, entry)
 
     async def _read(self, cluster: str, entry: _Entry) -> None:
+        entry.asked_at = trio.current_time()
         try:
             entry.known, entry.error = await self._ask(cluster, entry), ""
         except (ClientError, AuthorityUnknown) as error:

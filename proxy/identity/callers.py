@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from kafka_client import AuthenticationFailed, BrokerUnavailable, ClusterClient, Security
+from kafka_client import AuthenticationFailed, BrokerUnavailable, CallTimeout, ClusterClient, Security
 from kafka_wire.errors import ERROR
 from proxy.identity.acl import DENIED_CODE, AclSet, Operation, Resource
-from proxy.identity.acl_cache import AclCache, Authority, AuthorityUnknown, ClusterIdentity
+from proxy.identity.acl_cache import FRESH_FOR, STALE_AFTER, AclCache, Authority, AuthorityUnknown, ClusterIdentity
 from proxy.identity.answers import shown
 from proxy.identity.needs import Need, NotDecidable, needs
 from proxy.identity.tokens import TokensUnavailable, TokenVault
@@ -77,8 +77,8 @@ class CallerPool:
         limit: int = 256,
         per_broker: int = 2,
         idle_close: float = 30.0,
-        acl_fresh_for: float = 3.0,
-        acl_stale_after: float = 15.0,
+        acl_fresh_for: float = FRESH_FOR,
+        acl_stale_after: float = STALE_AFTER,
     ) -> None:
         self._services = services
         self._limit = limit
@@ -127,6 +127,22 @@ class CallerPool:
             IdentityRefused: nothing was sent.
             KeyError: no such cluster. ClientError: as `ClusterClient.call`.
         """
+        with trio.move_on_after(timeout):
+            return await self._ask_as(principal, cluster, key, message, broker, version, timeout, host, retry)
+        raise CallTimeout(f"{cluster}: no answer to API key {key} in {timeout:g} s", sent=True)
+
+    async def _ask_as(
+        self,
+        principal: Principal,
+        cluster: str,
+        key: int,
+        message: Message,
+        broker: int | None,
+        version: int | None,
+        timeout: float,
+        host: str | None,
+        retry: bool,
+    ) -> Message:
         service = self._services[cluster]
         if principal == await self.vault.own_name(cluster):
             return await service.call(key, message, broker, version, timeout, retry=retry)

@@ -139,7 +139,7 @@ class TokenVault:
                     slot.spread.add(broker)
                     return
                 await trio.sleep(pause)
-                pause = min(pause * 2, 0.1)
+                pause = min(pause * 1.5, 0.025)
 
     def forget(self, cluster: str, principal: Principal, token_id: str | None) -> None:
         """The broker did not accept this token any more: the next `credentials` makes a new one."""

@@ -334,7 +334,8 @@ async def test_anonymous_connections(tokenless: Cluster, names: Names, west: Clu
 
 
 async def test_an_unknown_authorizer_is_refused(tokenless: Cluster) -> None:
-    async with client(tokenless, "kfed") as service:
+    async with client(tokenless) as admin, client(tokenless, "kfed") as service:
+        await grant(admin, *SERVICE_ACLS)
         for settings in (ClusterIdentity("other"), ClusterIdentity("none")):
             async with pool(service, settings) as callers:
                 with pytest.raises(IdentityRefused):
