@@ -6,7 +6,8 @@ have are left out. Tagged fields nobody knows here are kept under `"_tags"` as (
 newer broker or client loses nothing on the way through (KIP-482).
 
 Readers and writers are compiled once per (message, version) and cached; runs of fixed-size fields become one
-`struct` call. Hostile input raises `DecodeError` and never allocates more than the input's own size suggests.
+`struct` call. Hostile input raises `DecodeError`. Of a request at most MAX_ELEMENTS list elements are decoded: each
+becomes an object of some hundred bytes, though it may take only two on the wire.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ Write = Callable[[bytearray, Any], None]
 
 TAGS = "_tags"
 FIXED = INTEGERS | {"bool": "?", "float64": "d", "uuid": "16s"}
+MAX_ELEMENTS = 100_000
+_UNBOUNDED = 1 << 62
+_left = [_UNBOUNDED]  # elements that the message being decoded may still have
 _I16, _I32 = struct.Struct(">h"), struct.Struct(">i")
 
 
@@ -94,6 +98,9 @@ def _reader_of(field: Field, version: int, flexible: bool) -> Read:
             if not nullable:
                 raise DecodeError(f"{field.name} must not be null")
             return None, pos
+        _left[0] -= n
+        if _left[0] < 0:
+            raise DecodeError(f"more than {MAX_ELEMENTS} elements")
         out = []
         for _ in range(n):
             value, pos = element(buf, pos)
@@ -314,8 +321,11 @@ def _definition(direction: Direction, key: int, version: int) -> Definition:
     return one
 
 
-def decode_named(name: str, version: int, data: Buffer, pos: int = 0) -> tuple[Message, int]:
+def decode_named(
+    name: str, version: int, data: Buffer, pos: int = 0, elements: int = _UNBOUNDED
+) -> tuple[Message, int]:
     """A message by its definition's name (headers, record contents): (message, next position)."""
+    _left[0] = elements
     try:
         return _compiled_reader(name, version)(memoryview(data), pos)
     except (IndexError, struct.error, UnicodeDecodeError) as error:
@@ -341,7 +351,8 @@ def decode(direction: Direction, key: int, version: int, data: Buffer, pos: int 
         UnknownMessage: the key, or this version of it, is not in the protocol table.
         DecodeError: the bytes do not fit.
     """
-    return decode_named(_definition(direction, key, version).name, version, data, pos)[0]
+    elements = MAX_ELEMENTS if direction == "request" else _UNBOUNDED
+    return decode_named(_definition(direction, key, version).name, version, data, pos, elements)[0]
 
 
 def encode(direction: Direction, key: int, version: int, message: Message) -> bytearray:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from runtime.settings import Limits
 
 SLOWEST = 16384  # bytes a second that a large frame may take to arrive beyond the frame's timeout
+# While others wait for the memory that an unfinished frame has been given, it must come faster.
+CROWDED_TIMEOUT = 5.0
+CROWDED_SLOWEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +19,9 @@ class Waiting:
     opened: float
     active: float  # the last request or answer
     asked: bool  # a whole request has come
-    frame_since: float  # a request has begun and is not complete
+    frame_waited: float  # seconds spent waiting for the rest of a request that has begun, 0.0 between requests
     frame_size: int
+    crowding: bool  # the request that is being read holds memory others wait for
     client_writing_since: float  # the client does not read
     upstream_writing_since: float  # the broker does not read
     busy: bool  # requests owe an answer, or one is being handled
@@ -31,9 +35,11 @@ def overdue(waiting: Waiting, limits: Limits, now: float) -> str | None:
         return "broker_does_not_read"
     if not waiting.asked:
         return "no_request" if now - waiting.opened > limits.first_bytes_timeout else None
-    if waiting.frame_since and not waiting.upstream_writing_since and not waiting.busy:
-        if now - waiting.frame_since > limits.frame_timeout + waiting.frame_size / SLOWEST:
-            return "request_too_slow"
-    elif not waiting.busy and now - waiting.active > limits.idle_timeout:
+    if waiting.frame_waited:
+        allowed = limits.frame_timeout + waiting.frame_size / SLOWEST
+        if waiting.crowding:
+            allowed = min(allowed, CROWDED_TIMEOUT + waiting.frame_size / CROWDED_SLOWEST)
+        return "request_too_slow" if waiting.frame_waited > allowed else None
+    if not waiting.busy and now - waiting.active > limits.idle_timeout:
         return "idle"
     return None

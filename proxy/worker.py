@@ -252,7 +252,7 @@ class Worker:
             await trio.sleep(1.0)
             now = time.monotonic()
             for session in list(self.sessions):
-                reason = overdue(session.waiting(), limits, now)
+                reason = overdue(session.waiting(now), limits, now)
                 if reason is not None:
                     session.end(reason)
 

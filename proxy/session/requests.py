@@ -11,13 +11,18 @@ from kafka_wire.frames import RequestHeader, parse_request, response_frame, resp
 from kafka_wire.produce_repeat import RepeatedProduce
 from kafka_wire.produce_view import NeedMore, ProduceHead, produce_head
 from kafka_wire.schema import by_key
+from metadata_service.failures import DecisionFailed
+from metadata_service.store.contract import StoreError
 from proxy.apis.contract import ClusterAway, Refused
-from proxy.apis.refusals import refusal
+from proxy.apis.refusals import away_code, refusal
 from proxy.session.call import SessionCall
 from proxy.session.judge import FETCH, PRODUCE, decode_produce, fetch_passes, head_passes, produce_passes
 from proxy.session.session import Kind, Session, Slot
-from proxy.transport.channel import SCRATCH
+from proxy.transport.channel import SCRATCH, TornFrame
 from proxy.transport.splice import move
+from runtime import logging
+
+log = logging.get(__name__)
 
 _SIZE = struct.Struct(">i")
 _START = struct.Struct(">ihhi")  # size, key, version, correlation id
@@ -30,14 +35,21 @@ HEAD = 4096  # holds any header with a client id of sane length, and the first t
 
 async def read_requests(session: Session) -> None:
     """Until the client sends no more. Raises ChannelClosed or CloseConnection."""
+    try:
+        await _read_requests(session)
+    except TornFrame:
+        raise session.refuse("truncated_request") from None
+
+
+async def _read_requests(session: Session) -> None:
     inbox = session.inbox
     limits = session.around.limits
     at_least = 4
     while True:
         window = await inbox.window(at_least)
         if len(window) < at_least:
-            if len(window) and session.ended is None:
-                session.around.refused("truncated_request")
+            if len(window):
+                session.refuse("truncated_request")  # the requests before it are still answered
             return
         if not session.frame_since:
             session.frame_since = time.monotonic()
@@ -181,11 +193,7 @@ async def _pass_run(session: Session, window: memoryview, end: int, slot: Slot) 
     if session.upstream is None:
         held = bytes(window)
         inbox.keep(memoryview(held)[end:])
-        try:
-            upstream = await session.open_upstream()
-        except ClusterAway as away:
-            around.refused("broker_away")
-            raise away
+        upstream = await session.open_upstream()
         count = 1
         run = [slot]
         frames: memoryview | bytes = held[:end]
@@ -259,10 +267,14 @@ async def _large(session: Session, size: int) -> None:
     """A frame larger than the scratch that must be looked at as a whole: held within the worker's budget."""
     inbox = session.inbox
     async with session.around.budget.hold(size):
-        prefix = bytearray(4)
-        await inbox.whole(memoryview(prefix))
-        frame = bytearray(size)
-        await inbox.whole(memoryview(frame))
+        session.holding = True
+        try:
+            prefix = bytearray(4)
+            await inbox.whole(memoryview(prefix))
+            frame = bytearray(size)
+            await inbox.whole(memoryview(frame))
+        finally:
+            session.holding = False
         key, version = struct.unpack_from(">hh", frame)
         passed = _judge(session, memoryview(frame), key, version)
         if not isinstance(passed, Slot):
@@ -326,6 +338,10 @@ async def _answer(
     except ClusterAway as error:
         counters.errors += 1
         response = refusal(key, version, request, ERROR.REQUEST_TIMED_OUT, f"cluster {error.cluster} does not answer")
+    except (DecisionFailed, StoreError) as error:
+        counters.errors += 1
+        response = refusal(key, version, request, away_code(key), "the federation cannot decide this at present")
+        log.warning("a decision failed", api=key, error=str(error))
     if key == PRODUCE and request["acks"] == 0:
         return
     answer_version = 0 if key == API_VERSIONS and not _readable(version) else version

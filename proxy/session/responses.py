@@ -6,7 +6,7 @@ import struct
 
 from kafka_wire.codec import DecodeError, Message, decode
 from kafka_wire.errors import error_text
-from kafka_wire.fetch_view import STALE_LEADER, FetchWalk
+from kafka_wire.fetch_view import FLEXIBLE_FROM, STALE_LEADER, FetchWalk
 from kafka_wire.frames import response_body, response_frame
 from metadata_service.models import STRIDE
 from proxy.apis.contract import CloseConnection
@@ -36,10 +36,10 @@ async def write_responses(session: Session) -> None:
                 raise ChannelClosed("the broker closed the connection")
         size, correlation = _HEAD.unpack_from(window)
         if not slots or not 4 <= size <= session.around.limits.max_response_bytes:
-            raise CloseConnection("the broker sent what was not asked for")
+            raise session.refuse("broker_protocol", error=f"an answer of {size} bytes to {len(slots)} requests")
         slot = slots[0]
         if correlation != slot.correlation:
-            raise CloseConnection("the broker answered out of order")
+            raise session.refuse("broker_protocol", error="an answer out of order")
         if slot.repeated is not None and len(window) == size + 4 and slot.repeated.fine(window, size):
             await session.client.send(window)
         elif slot.kind is Kind.FETCH:
@@ -65,6 +65,7 @@ async def _made_here(session: Session) -> None:
         assert made.answer is not None
         await session.client.send(made.answer)
         slots.popleft()
+        session.made_bytes -= len(made.answer)
         session.answered(made, len(made.answer))
     session.popped()
 
@@ -73,7 +74,7 @@ async def _token(session: Session, window: memoryview) -> None:
     """The answer to a raw SASL token: a size and bytes, without a header, possibly none at all (PLAIN)."""
     size = int.from_bytes(window[:4], "big", signed=True)
     if not 0 <= size <= SCRATCH:
-        raise CloseConnection("the broker sent no SASL token")
+        raise session.refuse("broker_protocol", error="no SASL token")
     await _pass(session, window, size)
     session.answered(session.slots.popleft(), size + 4)
     await _made_here(session)
@@ -181,9 +182,14 @@ async def _fetch(session: Session, window: memoryview, size: int, slot: Slot) ->
     walk = FetchWalk(slot.version, cluster.record.index * STRIDE)
     inbox.read_size = HEAD if size > LARGE else SCRATCH
     end = size + 4
-    pos = 8 if slot.version < 12 else 9
-    if slot.version >= 12 and (len(window) < 9 or window[8]):
-        raise CloseConnection("a response header with tagged fields")
+    pos = 8
+    if slot.version >= FLEXIBLE_FROM:
+        pos = 9
+        if len(window) < 9:  # the segment ended there
+            inbox.keep(window)
+            window = await inbox.window(min(9, end))
+        if len(window) < 9 or window[8]:
+            raise session.refuse("broker_protocol", error="a response header with tagged fields")
     try:
         if len(window) >= end:
             await _fetch_at_hand(session, window, pos, end, walk, slot)
@@ -191,7 +197,7 @@ async def _fetch(session: Session, window: memoryview, size: int, slot: Slot) ->
             walk.neutralise = True
             await _fetch_in_pieces(session, window, pos, end, walk)
     except DecodeError as error:
-        raise CloseConnection(f"the broker sent no Fetch response: {error}") from None
+        raise session.refuse("broker_protocol", error=f"no Fetch response: {error}") from None
     if walk.stale:
         session.around.federation.refresh(session.cluster)
 
@@ -237,8 +243,8 @@ async def _fetch_in_pieces(session: Session, window: memoryview, pos: int, end: 
     """A frame larger than what is at hand: walked as it comes, long stretches of records spliced."""
     inbox, client, pipes = session.upstream_inbox, session.client, session.around.pipes
     assert inbox is not None
-    left = end  # of the frame, not yet passed on
     data = window
+    left = end  # of the frame, from the beginning of `data`
     while True:
         while True:
             pos, records = walk.advance(data, pos)
@@ -247,61 +253,44 @@ async def _fetch_in_pieces(session: Session, window: memoryview, pos: int, end: 
             pos += records
             if pos > len(data):
                 break
+        if pos > left:
+            raise DecodeError("records that are longer than their frame")
+        unit = 0  # bytes at hand of a unit that is not complete
         if pos > len(data):  # the records go on behind what is at hand
-            body = pos - len(data)
-            left -= len(data) + body
-            if left < 0:
-                raise DecodeError("records that are longer than their frame")
             await client.send(data, more=True)
-            await move(inbox, client, body, pipes)
+            await move(inbox, client, pos - len(data), pipes)
+            left -= pos
             if not left:
                 walk.advance(data[:0], 0)
                 break
-            rest = b""
-        elif walk.done or pos == left:
+        elif walk.done:
             break
-        else:  # a unit that is not complete yet
-            rest = bytes(data[pos:])
+        elif len(data) >= left:
+            raise DecodeError("it ends early")
+        else:
+            unit = len(data) - pos
             left -= pos
-            inbox.keep(memoryview(rest))
+            inbox.keep(data[pos:])
             if pos:
                 await client.send(data[:pos], more=True)
-        if len(rest) >= SCRATCH:
-            data, left = await _grown(session, left), 0
-            pos = 0
-            await _walk_owned(session, walk, data)
-            return
-        data = await inbox.window(min(len(rest) + 1, left))
-        if len(data) <= len(rest):
-            raise ChannelClosed("the stream ended inside a frame")
-        if len(data) > left:
-            inbox.keep(data[left:])
-            data = data[:left]
+        # Twice as much each time: a unit is looked at from its beginning, and there are some of 100 KB (thousands of
+        # aborted transactions).
+        wanted = min(left, max(2 * unit, 1))
+        if wanted > SCRATCH:
+            data = memoryview(bytearray(wanted))
+            async with session.around.budget.hold(wanted):
+                await inbox.whole(data)
+        else:
+            data = await inbox.window(wanted)
+            if len(data) < wanted:
+                raise ChannelClosed("the broker closed the connection inside a frame")
+            if len(data) > left:
+                inbox.keep(data[left:])
+                data = data[:left]
         pos = 0
     if not walk.done:
         raise DecodeError("it ends early")
     if left:
-        if len(data) > left:
-            inbox.keep(data[left:])
-            data = data[:left]
+        if pos != left:
+            raise DecodeError("it goes on behind its end")
         await client.send(data)
-
-
-async def _grown(session: Session, left: int) -> memoryview:
-    """The rest of a frame in owned memory, for a unit larger than the scratch (thousands of aborted transactions)."""
-    inbox = session.upstream_inbox
-    assert inbox is not None
-    async with session.around.budget.hold(left):
-        whole = memoryview(bytearray(left))
-        await inbox.whole(whole)
-        return whole
-
-
-async def _walk_owned(session: Session, walk: FetchWalk, data: memoryview) -> None:
-    pos = 0
-    while not walk.done:
-        pos, records = walk.advance(data, pos)
-        pos += records
-        if (not records and not walk.done) or pos > len(data):
-            raise DecodeError("it ends early")
-    await session.client.send(data)

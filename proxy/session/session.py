@@ -26,6 +26,7 @@ from runtime import logging
 log = logging.get(__name__)
 
 MAX_IN_FLIGHT = 256  # requests of one connection without an answer; then nothing more is read from it
+MAX_MADE = 1 << 20  # bytes of answers made here that wait for their turn; likewise
 
 
 class Kind(Enum):
@@ -73,6 +74,8 @@ class Session:
         self.active = self.opened  # when the last request came or the last answer went
         self.frame_since = self.opened  # when the request that is being read began; 0.0 between requests
         self.frame_size = 0
+        self.holding = False  # the request that is being read has a part of the worker's budget
+        self.made_bytes = 0  # of answers made here that wait for their turn
         self.fetch_generation = -1
         self.last_produce: RepeatedProduce | None = None
         self.client_id: str | None = None
@@ -88,6 +91,7 @@ class Session:
         self._room: trio.Event | None = None
         self._asking = trio.Lock()
         self._correlation = 0
+        self._swept = self._swept_frame = self._frame_waited = 0.0
 
     async def run(self) -> None:
         """Until either side ends. Never raises but Cancelled."""
@@ -148,14 +152,25 @@ class Session:
         """Whether a request is being read or handled, or owes an answer."""
         return bool(self.slots) or self.handling is not None or bool(self.frame_since and self.asked)
 
-    def waiting(self) -> Waiting:
-        """For the sweep."""
+    def waiting(self, now: float) -> Waiting:
+        """For the sweep, which calls it about once a second.
+
+        What a frame takes is sampled here instead of measured where it is read: only the time in which its client
+        was waited for counts, and the way of the bytes costs nothing.
+        """
+        if not self.frame_since or self.frame_since != self._swept_frame:
+            self._swept_frame = self.frame_since
+            self._frame_waited = 0.0
+        elif self.asked and self.client.reading_since:
+            self._frame_waited += now - max(self._swept, self._swept_frame)
+        self._swept = now
         return Waiting(
             opened=self.opened,
             active=self.active,
             asked=self.asked,
-            frame_since=self.frame_since,
+            frame_waited=self._frame_waited,
             frame_size=self.frame_size,
+            crowding=self.holding and self.around.budget.crowded,
             client_writing_since=self.client.writing_since,
             upstream_writing_since=self.upstream.writing_since if self.upstream is not None else 0.0,
             busy=bool(self.slots) or self.handling is not None,
@@ -168,7 +183,11 @@ class Session:
         if self.upstream is None:
             from proxy.session.responses import write_responses
 
-            channel, broker = await self.around.connect(self.cluster, self.broker, self.mapped_principal)
+            try:
+                channel, broker = await self.around.connect(self.cluster, self.broker, self.mapped_principal)
+            except ClusterAway:
+                self.around.refused("broker_away")
+                raise
             self.upstream = channel
             self.upstream_broker = broker
             self.upstream_inbox = Inbox(channel, self.around.scratch)
@@ -197,13 +216,22 @@ class Session:
 
     async def answer(self, slot: Slot, frame: bytes) -> None:
         """Send a whole response frame in its turn."""
-        self.around.metrics.in_flight += 1
+        # A client that asks and does not read is not read from either.
+        while self.slots and (len(self.slots) >= MAX_IN_FLIGHT or 0 < self.made_bytes > MAX_MADE - len(frame)):
+            self._room = trio.Event()
+            await self._room.wait()
         if self.slots:
             slot.kind = Kind.LOCAL
             slot.answer = frame
-            self.slots.append(slot)
+            self.made_bytes += len(frame)
+            self.push(slot)
             return
-        await self.client.send(frame)
+        self.around.metrics.in_flight += 1
+        try:
+            await self.client.send(frame)
+        except BaseException:
+            self.around.metrics.in_flight -= 1
+            raise
         self.answered(slot, len(frame))
 
     def answered(self, slot: Slot, size: int) -> None:

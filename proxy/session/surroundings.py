@@ -42,6 +42,11 @@ class Budget:
         self._waiting: list[tuple[int, trio.Event]] = []
         self._metrics = metrics
 
+    @property
+    def crowded(self) -> bool:
+        """Whether somebody waits for bytes that others hold."""
+        return bool(self._waiting)
+
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
         """Waits, first come first served, until `size` bytes are free; a frame above the total waits for all."""
@@ -57,6 +62,7 @@ class Budget:
                     self._release(size)
                 else:
                     self._waiting.remove(entry)
+                    self._grant()  # it may have stood in front of one that fits
                 raise
         else:
             self._free -= size
@@ -69,6 +75,9 @@ class Budget:
 
     def _release(self, size: int) -> None:
         self._free += size
+        self._grant()
+
+    def _grant(self) -> None:
         while self._waiting and self._waiting[0][0] <= self._free:
             granted, event = self._waiting.pop(0)
             self._free -= granted

@@ -23,6 +23,13 @@ class ChannelClosed(Exception):
     """The peer closed or reset the connection, or it was closed here."""
 
 
+class TornFrame(ChannelClosed):
+    """The peer ended the stream inside a frame."""
+
+    def __init__(self) -> None:
+        super().__init__("the stream ended inside a frame")
+
+
 class Channel(Protocol):
     """What sessions need of a connection."""
 
@@ -248,7 +255,7 @@ class Inbox:
         while done < len(target):
             got = await self.channel.recv_into(target[done:])
             if not got:
-                raise ChannelClosed("the stream ended inside a frame")
+                raise TornFrame
             done += got
 
     async def discard(self, count: int) -> None:
@@ -259,5 +266,5 @@ class Inbox:
         while count:
             got = await self.channel.recv_into(self.scratch[: min(count, len(self.scratch))])
             if not got:
-                raise ChannelClosed("the stream ended inside a frame")
+                raise TornFrame
             count -= got

@@ -54,14 +54,21 @@ class Doors:
     def enter(self, address: str) -> bool:
         """Whether one more may come in; `leave` must follow if so."""
         if self._open >= self._total:
-            self._refused("too_many_connections")
-            return False
-        if self._by_address[address] >= self._per_address:
-            self._refused("too_many_connections_from_address")
-            return False
+            return self._refuse(address, "too_many_connections")
+        if self._by_address.get(address, 0) >= self._per_address:
+            return self._refuse(address, "too_many_connections_from_address")
         self._open += 1
         self._by_address[address] += 1
         return True
+
+    def failed(self) -> None:
+        """Count a connection that ended by a mistake of ours."""
+        self._refused("internal_error")
+
+    def _refuse(self, address: str, reason: str) -> bool:
+        self._refused(reason)
+        log.warning("connection refused", peer=address, reason=reason)
+        return False
 
     def leave(self, address: str) -> None:
         self._open -= 1
@@ -76,6 +83,9 @@ async def accept(listening: socket.socket, doors: Doors, nursery: trio.Nursery, 
     async def one(sock: socket.socket, host: str, peer: str) -> None:
         try:
             await accepted(sock, peer)
+        except Exception:  # one connection's trouble is nobody else's
+            doors.failed()
+            log.exception("connection failed", peer=peer)
         finally:
             doors.leave(host)
             sock.close()

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 
-from proxy.transport.channel import Channel, ChannelClosed, Inbox, PlainChannel
+from proxy.transport.channel import Channel, ChannelClosed, Inbox, PlainChannel, TornFrame
 
 PIPE_SIZE = 1 << 20
 FALLBACK_PIPE_SIZE = 1 << 16  # what the kernel gives where the user's pipe budget is spent
@@ -21,33 +21,45 @@ _MORE = 4  # SPLICE_F_MORE
 
 
 class Pipes:
-    """A pool of pipes, one in use per transfer under way."""
+    """A pool of pipes, one in use per transfer under way.
 
-    def __init__(self, keep: int = 16) -> None:
+    A pipe whose reader has stopped stays full, in kernel memory: only the first `large` in use are large ones.
+    """
+
+    def __init__(self, keep: int = 16, large: int = 64) -> None:
         self._free: list[tuple[int, int, int]] = []
         self._keep = keep
+        self._large = large
+        self._in_use = 0
 
     def take(self) -> tuple[int, int, int]:
         """(read end, write end, capacity)."""
         if self._free:
+            self._in_use += 1
             return self._free.pop()
         r, w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            size = fcntl.fcntl(w, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        except OSError:
-            size = FALLBACK_PIPE_SIZE
+        self._in_use += 1
+        size = FALLBACK_PIPE_SIZE
+        if self._in_use <= self._large:
+            try:
+                size = fcntl.fcntl(w, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+            except OSError:
+                pass
         return r, w, size
 
     def give(self, pipe: tuple[int, int, int], clean: bool) -> None:
-        if clean and len(self._free) < self._keep:
+        self._in_use -= 1
+        if clean and len(self._free) < self._keep and pipe[2] > FALLBACK_PIPE_SIZE:
             self._free.append(pipe)
         else:
             os.close(pipe[0])
             os.close(pipe[1])
 
     def close(self) -> None:
-        while self._free:
-            self.give(self._free.pop(), False)
+        for r, w, _ in self._free:
+            os.close(r)
+            os.close(w)
+        self._free.clear()
         self._keep = 0
 
 
@@ -64,7 +76,7 @@ async def _splice(source: PlainChannel, target: PlainChannel, count: int, pipes:
                 try:
                     moved = os.splice(src.fileno(), w, min(count, capacity - held), flags=_FLAGS)
                     if not moved:
-                        raise ChannelClosed("the stream ended inside a frame")
+                        raise TornFrame
                     count -= moved
                     held += moved
                 except BlockingIOError:
@@ -108,6 +120,6 @@ async def move(source: Inbox, target: Channel, count: int, pipes: Pipes) -> None
         window = source.scratch[: min(count, len(source.scratch))]
         got = await channel.recv_into(window)
         if not got:
-            raise ChannelClosed("the stream ended inside a frame")
+            raise TornFrame
         count -= got
         await target.send(bytes(window[:got]), more=bool(count))
