@@ -134,7 +134,8 @@ async def reassign(call: Call, version: int, request: Message) -> Message:
         if len(answers) == 1 and not any(out.values()):
             response.update(error_code=answer["error_code"], error_message=answer["error_message"])
         for topic in answer["responses"]:
-            out[topic["name"]] += topic["partitions"]
+            if topic["name"] in out:
+                out[topic["name"]] += topic["partitions"]
     response["responses"] = [{"name": name, "partitions": partitions} for name, partitions in out.items()]
     return response
 

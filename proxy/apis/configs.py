@@ -70,7 +70,7 @@ def _failed(resource: Message, code: int, text: str | None) -> Message:
     }
 
 
-def _shown_value(call: Call, cluster: ClusterView, broker: int, name: str, value: str) -> str | None:
+def _shown_value(call: Call, view: View, cluster: ClusterView, broker: int, name: str, value: str) -> str | None:
     """A broker setting as clients may see it; None withholds it."""
     plain = name.lower()
     if _WITHHELD.search(plain):
@@ -80,19 +80,19 @@ def _shown_value(call: Call, cluster: ClusterView, broker: int, name: str, value
     if plain in _LISTENERS:
         address = call.address(cluster.name, broker)
         return None if address is None else f"{call.listener.upper()}://{address[0]}:{address[1]}"
-    if _ADDRESS.search(value) or clean_text(cluster, value) != value:
+    if _ADDRESS.search(value) or clean_text(view, cluster.name, value) != value:
         return None
     return value
 
 
-def _virtual_broker(call: Call, cluster: ClusterView, broker: int, result: Message) -> None:
+def _virtual_broker(call: Call, view: View, cluster: ClusterView, broker: int, result: Message) -> None:
     """What a physical broker says of its settings, as the virtual broker's, in place."""
     for config in result["configs"]:
         for entry in (config, *(config.get("synonyms") or ())):
             value = entry.get("value")
             if value is None:
                 continue
-            entry["value"] = _shown_value(call, cluster, broker, entry["name"], value)
+            entry["value"] = _shown_value(call, view, cluster, broker, entry["name"], value)
             if entry["value"] is None and entry is config:
                 config["is_sensitive"] = True
 
@@ -181,12 +181,14 @@ async def describe_configs(call: Call, version: int, request: Message) -> Messag
     for resource, results in await _each(call, view, DESCRIBE, request, "results"):
         result = results[0]
         kind, name = resource["resource_type"], resource["resource_name"]
-        if not result["error_code"]:
+        if result["error_code"]:
+            result["configs"] = []
+        else:
             if kind == TOPIC:
                 _without_closing(view, name, result)
                 _map_throttled(result["configs"], view.clusters[view.topics[name].cluster].node)
             elif kind == BROKER and name:
-                _virtual_broker(call, *_broker(view, name), result)
+                _virtual_broker(call, view, *_broker(view, name), result)
         out.append(result)
     return {"results": out}
 

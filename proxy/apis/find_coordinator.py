@@ -42,7 +42,7 @@ def _virtual(call: Call, view: View, home: str, key: str, answer: Message) -> Me
     code = found.get("error_code", 0)
     if code:
         text = found.get("error_message")
-        return _failed(key, code, clean_text(view.clusters.get(home), text) if text else None)
+        return _failed(key, code, clean_text(view, home, text) if text else None)
     address = endpoint(call, view, home, found.get("node_id", -1))
     if address is None:
         return _failed(key, ERROR.COORDINATOR_NOT_AVAILABLE, f"the coordinator on {home} has no address here yet")

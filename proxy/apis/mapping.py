@@ -15,7 +15,7 @@ from typing import Any
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from kafka_wire.roles import Address, Mapper, Role, rewrite
-from metadata_service.view import ClusterView, View
+from metadata_service.view import View
 from proxy.apis.contract import Call, ClusterAway, Refused
 
 # Numbers that follow these words are physical broker ids: "broker 5", "Replica list: [1, 2]", "node id = 3".
@@ -37,17 +37,21 @@ def _host_pattern(hosts: frozenset[str]) -> re.Pattern[str] | None:
     return re.compile(rf"(?<![\w.-])(?:{names})(?![\w-])", re.IGNORECASE)
 
 
-def clean_text(cluster: ClusterView | None, text: str) -> str:
+def clean_text(view: View, cluster: str, text: str) -> str:
     """A broker's sentence without addresses, and with virtual node ids."""
     text = _ADDRESS.sub("(a broker)", text)
-    if cluster is None:
+    hosts = frozenset(
+        broker.host for one in view.clusters.values() for broker in one.snapshot.brokers.values() if broker.host
+    )
+    if (pattern := _host_pattern(hosts)) is not None:
+        text = pattern.sub("(a broker)", text)
+    known = view.clusters.get(cluster)
+    if known is None:
         return text
-    hosts = _host_pattern(frozenset(broker.host for broker in cluster.snapshot.brokers.values() if broker.host))
-    if hosts is not None:
-        text = hosts.sub("(a broker)", text)
+    node = known.node
 
     def virtual(match: re.Match[str]) -> str:
-        return match[1] + re.sub(r"\d+", lambda number: str(cluster.node(int(number[0]))), match[2])
+        return match[1] + re.sub(r"\d+", lambda number: str(node(int(number[0]))), match[2])
 
     return _IDS.sub(virtual, text)
 
@@ -71,7 +75,7 @@ def mapping(call: Call, view: View, cluster: str) -> dict[Role, Mapper]:
         Role.ENDPOINT: lambda broker: endpoint(call, view, cluster, broker),
         Role.TOPIC_ID: lambda topic_id: view.to_logical_id(cluster, topic_id),
         Role.CLUSTER_ID: lambda _: federation,
-        Role.ERROR_MESSAGE: lambda text: clean_text(known, text),
+        Role.ERROR_MESSAGE: lambda text: clean_text(view, cluster, text),
     }
 
 

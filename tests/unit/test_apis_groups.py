@@ -178,6 +178,12 @@ async def test_assignments_name_logical_ids() -> None:
     assert response["assignment"]["topic_partitions"][0]["topic_id"] == uuid(102)
 
 
+def told(call: FakeCall) -> list[str] | None:
+    """The names the coordinator was told last."""
+    names: list[str] | None = call.asked[-1][2]["subscribed_topic_names"]
+    return names
+
+
 async def test_an_expression_becomes_the_list_of_names_and_follows_changes() -> None:
     call = FakeCall(two_clusters())
     call.script("east", 68, {"error_code": 0, "member_epoch": 1})
@@ -186,12 +192,12 @@ async def test_an_expression_becomes_the_list_of_names_and_follows_changes() -> 
     assert (asked["subscribed_topic_names"], asked["subscribed_topic_regex"]) == (["bills"], "")
     assert ("stubs", ("east", ["bills"])) in call.federation.told
     await handle(call, 68, 1, beat(1))
-    assert call.asked[-1][2]["subscribed_topic_names"] is None  # nothing has changed
+    assert told(call) is None  # nothing has changed
     call.federation._add(served("bounties", "west", 104, 14))
     await handle(call, 68, 1, beat(1))
-    assert call.asked[-1][2]["subscribed_topic_names"] == ["bills", "bounties"]
+    assert told(call) == ["bills", "bounties"]
     await handle(call, 68, 1, beat(1))
-    assert call.asked[-1][2]["subscribed_topic_names"] is None
+    assert told(call) is None
 
 
 async def test_what_the_coordinator_refused_is_told_again() -> None:
