@@ -24,10 +24,18 @@ CLOSE_SECONDS = 15.0
 class Jvm:
     """Blocking to make and to close; everything else is for trio, in any number of runs."""
 
-    def __init__(self, log: Path | None = None, *, heap: str = "512m", full_jit: bool = False) -> None:
+    def __init__(
+        self,
+        log: Path | None = None,
+        *,
+        heap: str = "512m",
+        full_jit: bool = False,
+        properties: Mapping[str, str] | None = None,
+    ) -> None:
+        """`properties` are the JVM's system properties."""
         self._temporary = Path(tempfile.mkdtemp(prefix="kfed-java-")) if log is None else None
         self._conversation = Conversation(
-            log or Path(self._temporary or ".") / "java.log", heap=heap, full_jit=full_jit
+            log or Path(self._temporary or ".") / "java.log", heap=heap, full_jit=full_jit, properties=properties
         )
         self._names = itertools.count(1)
 

@@ -9,7 +9,7 @@ import itertools
 import json
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,13 @@ def failure(error: dict[str, Any]) -> JavaError:
 
 
 class Conversation:
-    def __init__(self, log: Path, *, heap: str = "512m", full_jit: bool = False) -> None:
+    def __init__(
+        self, log: Path, *, heap: str = "512m", full_jit: bool = False, properties: Mapping[str, str] | None = None
+    ) -> None:
         self.log = log
-        argv = jvm.command(build.MAIN, heap=heap, full_jit=full_jit, extra_classpath=[build.classes()])
+        argv = jvm.command(
+            build.MAIN, heap=heap, full_jit=full_jit, extra_classpath=[build.classes()], properties=properties
+        )
         with log.open("ab") as errors:
             self._process = process.start(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
         self._ids = itertools.count(1)
