@@ -41,7 +41,13 @@ def json(document: object, status: int = 200) -> Response:
 def application(office: Office, token: Token | None, *, more: tuple[BaseRoute, ...] = ()) -> Guard:
     """The whole ASGI application. `more` are further routes (a console's) behind the same guard."""
     routes: list[BaseRoute] = [
-        StarletteRoute(PREFIX + route.path, _endpoint(office, route), methods=[route.method], name=route.summary)
+        # A group's name may hold slashes.
+        StarletteRoute(
+            PREFIX + route.path.replace("{name}", "{name:path}"),
+            _endpoint(office, route),
+            methods=[route.method],
+            name=route.summary,
+        )
         for route in ROUTES
     ]
 

@@ -52,7 +52,8 @@ class FederationOffice:
         self._metrics = metrics
         self._reasons = reasons
         self._known: Facts | None = None
-        metrics.gauge("kfed_view_age_seconds", self._of_member(lambda member: member.following.age()))
+        for name in ("kfed_view_age_seconds", "kfed_store_lag_seconds"):
+            metrics.gauge(name, self._of_member(lambda member: member.following.age()))
         metrics.gauge("kfed_leader", lambda: float(core.controller is not None and core.controller.leading))
         metrics.gauge("kfed_view_revision", self._of_member(lambda member: float(member.view.revision)))
         metrics.gauge(

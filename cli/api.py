@@ -28,7 +28,8 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Address:
-    """Where the admin API is and how to talk to it. `certificate` is trusted in addition to the system's."""
+    """Where the admin API is and how to talk to it. `certificate` is a PEM file whose first certificate is expected
+    there, whatever names it has; without one, the system's authorities decide."""
 
     url: str
     token: str | None = None
@@ -44,7 +45,8 @@ def address(settings: Settings | None, admin: str | None, token_file: str | None
     admin = admin or os.environ.get("KFED_ADMIN")
     certificate = None
     if settings is not None:
-        token_file = token_file or (None if admin else settings.admin.token_file)
+        token_file = token_file or settings.admin.token_file
+        certificate = settings.admin.tls.cert if settings.admin.tls else None
     if admin is None:
         if settings is None:
             raise ApiError("no admin API to ask: give -c FILE or --admin URL")
@@ -53,7 +55,6 @@ def address(settings: Settings | None, admin: str | None, token_file: str | None
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.admin.bind, settings.admin.bind)
         scheme = "https" if settings.admin.tls else "http"
         admin = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.admin.port}"
-        certificate = settings.admin.tls.cert if settings.admin.tls else None
     token = os.environ.get("KFED_TOKEN")
     if token_file is not None:
         try:
@@ -81,6 +82,9 @@ def request(to: Address, method: str, path: str, body: object = None) -> Any:
         headers["Content-Type"] = "application/json"
         data = json.dumps(body if body is not None else {}).encode()
     try:
+        connection.connect()
+        if to.certificate is not None and isinstance(connection.sock, ssl.SSLSocket):
+            _expect(connection.sock, to)
         connection.request(method, f"{url.path.rstrip('/')}/api/v1/{path}", body=data, headers=headers)
         response = connection.getresponse()
         text = response.read()
@@ -106,15 +110,24 @@ def _connection(to: Address, url: urllib.parse.SplitResult) -> http.client.HTTPC
     if url.scheme == "http":
         return http.client.HTTPConnection(url.hostname, url.port or 80, timeout=TIMEOUT)
     context = ssl.create_default_context()
-    if to.certificate is not None:
-        # The very certificate that the file names: its names need not fit the address that was bound.
-        try:
-            context.load_verify_locations(to.certificate)
-        except (OSError, ssl.SSLError) as error:
-            raise ApiError(f"{to.certificate}: {error}") from None
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if to.certificate is not None:  # the very certificate is compared instead (_expect)
         context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     return http.client.HTTPSConnection(url.hostname, url.port or 443, timeout=TIMEOUT, context=context)
+
+
+def _expect(sock: ssl.SSLSocket, to: Address) -> None:
+    """The peer shows the certificate that the configuration file names; nothing was sent to it yet."""
+    assert to.certificate is not None
+    try:
+        text = Path(to.certificate).read_text()
+        begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+        first = begin + text.partition(begin)[2].partition(end)[0] + end
+        wanted = ssl.PEM_cert_to_DER_cert(first)
+    except (OSError, ValueError) as error:
+        raise ApiError(f"{to.certificate}: {error}") from None
+    if sock.getpeercert(binary_form=True) != wanted:
+        raise ApiError(f"{to.url}: shows another certificate than {to.certificate} (admin.tls.cert)")
 
 
 def _user() -> str:

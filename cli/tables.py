@@ -106,10 +106,6 @@ def show(command: str, document: Document, *, one: bool) -> None:
     (_SINGLE if one else _LISTS)[command](document)
 
 
-def has_errors(document: Document) -> bool:
-    return any(one["severity"] == "error" for one in document["findings"])
-
-
 def changes(document: Document) -> None:
     """A plan, or what was done."""
     rows = [row for one in document["changes"] for row in _leaves(one["key"], one["action"], one["from"], one["to"])]

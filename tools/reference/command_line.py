@@ -20,7 +20,7 @@ def page() -> str:
         "plan, and changes nothing without `--apply`. The token of an admin API comes from `--token-file`,",
         "`KFED_TOKEN`, or the file that the configuration names.",
         "",
-        "Exit status: 0 done, 1 failed (and `doctor` where it finds an error), 2 wrong usage or configuration.",
+        "Exit status: 0 done, 1 failed, 2 wrong usage or configuration.",
         "",
         "## Options of every command",
         "",
