@@ -141,7 +141,13 @@ async def test_other_mechanisms_and_false_tokens_are_refused(secured: SecuredFed
 
 
 _GROUPS: Message = {"states_filter": [], "types_filter": []}
-_TOPIC: Message = {"name": "shared-made", "num_partitions": 1, "replication_factor": 1, "assignments": [], "configs": []}
+_TOPIC: Message = {
+    "name": "shared-made",
+    "num_partitions": 1,
+    "replication_factor": 1,
+    "assignments": [],
+    "configs": [],
+}
 
 
 @pytest.mark.parametrize("listener", ["plain", "tls"])
