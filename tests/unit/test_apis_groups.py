@@ -73,6 +73,14 @@ async def test_a_member_joins_after_topics_elsewhere_have_their_stubs() -> None:
     assert len([one for one in call.federation.told if one[0] == "stubs"]) == 1  # it is there now
 
 
+@pytest.mark.parametrize("partitions", [2, 3])
+async def test_a_stub_with_too_few_partitions_is_expanded_first(partitions: int) -> None:
+    call = FakeCall(two_clusters(stubs=stub("bills", "east", 55, partitions)))
+    call.script("east", 11, {"error_code": 0, "leader": "", "member_id": "m", "members": []})
+    await handle(call, 11, 9, join("bills"))
+    assert (("stubs", ("east", ["bills"])) in call.federation.told) is (partitions < 3)
+
+
 async def test_a_stub_that_cannot_be_had_is_told_in_words() -> None:
     call = FakeCall(two_clusters())
     call.federation.stub_failure = StubRefused("east", "bills", "another topic of that name is there")
