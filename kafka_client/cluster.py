@@ -219,6 +219,7 @@ class ClusterClient:
         deadline = trio.current_time() + timeout
         tried: set[Address] = set()
         failures = 0
+        reason: BrokerUnavailable | None = None
         while True:
             address = await self._target(broker, tried, deadline)
             try:
@@ -228,10 +229,12 @@ class ClusterClient:
                 tried.add(address)
                 if self._closed:
                     raise
+                if reason is None or error.sent or not isinstance(error, CallTimeout):
+                    reason = error  # "no time left" would hide what used it up
                 left = deadline - trio.current_time()
                 others = broker is None and not tried.issuperset(self._candidates())
                 if left <= 0 or not (retry or (others and not error.sent)):
-                    raise
+                    raise reason from None
                 if not others:
                     failures += 1
                     tried.clear()

@@ -100,13 +100,14 @@ async def test_tls_trusts_only_its_authority_and_the_name(secured_east: Cluster,
         async with client(secured_east, "SSL", tls=tls) as east:
             with pytest.raises(AuthenticationFailed):
                 await east.refresh()
-    # A TLS client on a port without TLS, and the other way round.
+    # A TLS client on a port without TLS, and the other way round; with `retry` the reason is what is reported.
     async with client(secured_east, "SASL_PLAINTEXT", tls=tls_of(secured_east)) as east:
-        with pytest.raises(BrokerUnavailable):
-            await east.refresh()
+        with pytest.raises(BrokerUnavailable, match="SSL"):
+            await east.refresh(timeout=1.0)
     async with client(secured_east, "SSL") as east:
-        with pytest.raises(BrokerUnavailable):
-            await east.call(METADATA, {"topics": []})
+        for retry in (False, True):
+            with pytest.raises(BrokerUnavailable, match="is this a TLS port"):
+                await east.call(METADATA, {"topics": []}, timeout=1.0, retry=retry)
     assert secured_east.authority is not None
     certificate = secured_east.authority.client("carol")
     mutual = Tls(str(secured_east.ca_file), str(certificate.chain), str(certificate.key))
