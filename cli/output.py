@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+NOTHING = "-"
+
 Row = Mapping[str, Any]
 Column = tuple[str, str | Callable[[Row], object]]
 """A heading, and the key (dots go deeper) or the function that gives the cell."""
@@ -21,7 +23,7 @@ def document(value: object) -> None:
 def text(value: object) -> str:
     """A value as a person reads it; nothing is a dash."""
     if value is None or value == "" or value == [] or value == {}:
-        return "-"
+        return NOTHING
     if value is True or value is False:
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -37,7 +39,7 @@ def text(value: object) -> str:
 def when(seconds: object) -> str:
     """Unix seconds as local time."""
     if not isinstance(seconds, int | float) or not seconds:
-        return "-"
+        return NOTHING
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
@@ -48,53 +50,64 @@ def find(row: Row, path: str) -> object:
     return value
 
 
-def table(columns: Sequence[Column], rows: Iterable[Row], *, title: str = "", empty: str = "none") -> None:
-    """A table: drawn by rich on a terminal, plain columns (two blanks apart) elsewhere. Numbers stand right."""
+def table(columns: Sequence[Column], rows: Iterable[Row], *, empty: str = "none", fold: bool = False) -> None:
+    """A table: drawn by rich on a terminal, plain columns (two blanks apart) elsewhere. Numbers stand right.
+
+    Columns that hold nothing are left out. Where a terminal is too narrow, the last columns are left out too, or with
+    `fold` (tables of sentences) long cells are folded.
+    """
     rows = list(rows)
-    if title:
-        print(title)
     if not rows:
         print(empty)
         return
-    cells = [[find(row, get) if isinstance(get, str) else get(row) for _, get in columns] for row in rows]
-    right = [
-        {type(value) for value in column} - {type(None)} in ({int}, {float}, {int, float})
-        for column in zip(*cells, strict=True)
+    made = [
+        _Made(heading, [find(row, get) if isinstance(get, str) else get(row) for row in rows])
+        for heading, get in columns
     ]
-    headings = [heading for heading, _ in columns]
-    lines = [[text(value) for value in row] for row in cells]
+    made = [one for n, one in enumerate(made) if n == 0 or not one.empty]
     if sys.stdout.isatty():
-        _drawn(headings, lines, right)
+        _drawn(made, fold)
     else:
-        _plain(headings, lines, right)
+        _plain(made)
 
 
-def _drawn(headings: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
+class _Made:
+    """A column: its heading, its cells as text, and whether it is of numbers."""
+
+    def __init__(self, heading: str, values: Sequence[object]) -> None:
+        self.heading = heading
+        self.cells = [text(value) for value in values]
+        self.right = {type(value) for value in values} - {type(None)} in ({int}, {float}, {int, float})
+        self.empty = all(cell == NOTHING for cell in self.cells)
+        self.width = max(len(heading), *(len(cell) for cell in self.cells))
+
+
+def _drawn(columns: Sequence[_Made], fold: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for heading, to_right in zip(headings, right, strict=True):
-        drawn.add_column(heading, justify="right" if to_right else "left", overflow="fold")
-    for line in lines:
-        drawn.add_row(*(_escaped(cell) for cell in line))
-    Console(highlight=False).print(drawn)
+    console = Console(highlight=False)
+    left_out: list[str] = []
+    shown = list(columns)
+    while not fold and len(shown) > 2 and sum(one.width + 2 for one in shown) > console.width:
+        left_out.insert(0, shown.pop().heading)
+    drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for one in shown:
+        drawn.add_column(one.heading, justify="right" if one.right else "left", overflow="fold", no_wrap=not fold)
+    for line in zip(*(one.cells for one in shown), strict=True):
+        drawn.add_row(*(Text(cell) for cell in line))
+    console.print(drawn)
+    if left_out:
+        console.print(f"(in a wider terminal, or with --json: {', '.join(left_out)})", style="dim")
 
 
-def _escaped(cell: str) -> str:
-    from rich.markup import escape
-
-    return escape(cell)
-
-
-def _plain(headings: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
-    shown = [[heading.upper() for heading in headings], *lines]
-    widths = [max(len(cell) for cell in column) for column in zip(*shown, strict=True)]
-    for line in shown:
+def _plain(columns: Sequence[_Made]) -> None:
+    for line in zip(*([one.heading.upper(), *one.cells] for one in columns), strict=True):
         cells = [
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
+            cell.rjust(one.width) if one.right else cell.ljust(one.width)
+            for cell, one in zip(line, columns, strict=True)
         ]
         print("  ".join(cells).rstrip())
 

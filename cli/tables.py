@@ -26,8 +26,8 @@ CLUSTERS: tuple[Column, ...] = (
     ("topics", "topics"),
     ("groups", "groups"),
     ("stubs", "stubs"),
-    ("bootstrap", "bootstrap"),
     ("reason", "reason"),
+    ("bootstrap", "bootstrap"),
 )
 BROKERS: tuple[Column, ...] = (
     ("broker", "broker"),
@@ -68,13 +68,13 @@ PROXIES: tuple[Column, ...] = (
     ("instance", "instance"),
     ("worker", "worker"),
     ("pid", "pid"),
-    ("host", "host"),
     ("alive", "alive"),
     ("connections", "connections"),
-    ("acknowledged", "acknowledged"),
+    ("revision", "acknowledged"),
     ("behind", "behind"),
     ("restarts", "restarts"),
     ("started", lambda row: when(row["started"])),
+    ("host", "host"),
     ("version", "version"),
 )
 OPERATIONS: tuple[Column, ...] = (
@@ -109,7 +109,7 @@ def show(command: str, document: Document, *, one: bool) -> None:
 def changes(document: Document) -> None:
     """A plan, or what was done."""
     rows = [row for one in document["changes"] for row in _leaves(one["key"], one["action"], one["from"], one["to"])]
-    table(CHANGES, rows, empty="The store says what the file says.")
+    table(CHANGES, rows, empty="The store says what the file says.", fold=True)
     if document["applied"] and document["changes"]:
         print("\nDone.")
 
@@ -228,8 +228,8 @@ def _operation(document: Document) -> None:
     fields([(key, when(value) if key == "started" else value) for key, value in document.items()])
 
 
-def _listed(key: str, columns: tuple[Column, ...], empty: str) -> Callable[[Document], None]:
-    return lambda document: table(columns, document[key], empty=empty)
+def _listed(key: str, columns: tuple[Column, ...], empty: str, fold: bool = False) -> Callable[[Document], None]:
+    return lambda document: table(columns, document[key], empty=empty, fold=fold)
 
 
 _LISTS: Mapping[str, Callable[[Document], None]] = {
@@ -239,7 +239,7 @@ _LISTS: Mapping[str, Callable[[Document], None]] = {
     "groups": _listed("groups", GROUPS, "no groups"),
     "proxies": _listed("proxies", PROXIES, "no proxy is registered"),
     "operations": _listed("operations", OPERATIONS, "no operations"),
-    "history": _listed("history", HISTORY, "nothing was changed yet"),
-    "doctor": _listed("findings", FINDINGS, "Nothing is wrong."),
+    "history": _listed("history", HISTORY, "nothing was changed yet", fold=True),
+    "doctor": _listed("findings", FINDINGS, "Nothing is wrong.", fold=True),
 }
 _SINGLE: Mapping[str, Callable[[Document], None]] = {"topics": _topic, "groups": _group, "operations": _operation}
