@@ -107,7 +107,7 @@ def test_what_lies_in_front_of_the_partition_is_compared(version: int) -> None:
     one = named(version, "orders") | {"partition_data": [{"index": 0, "records": b""}]}
     two = named(version, "orders") | {"partition_data": [{"index": 0, "records": b""}, {"index": 1, "records": b""}]}
     same: Message = {"acks": -1, "timeout_ms": 100, "topic_data": [one]}
-    for change in (
+    changes: tuple[Message, ...] = (
         {"acks": 0},
         {"acks": 1},
         {"timeout_ms": 101},
@@ -116,7 +116,8 @@ def test_what_lies_in_front_of_the_partition_is_compared(version: int) -> None:
         {"topic_data": [two]},
         {"topic_data": [one, one]},
         {"topic_data": []},
-    ):
+    )
+    for change in changes:
         other = memoryview(request_frame(PRODUCE, version, 1, "c", same | change))
         assert not last.repeats(other, version)
     assert last.repeats(memoryview(request_frame(PRODUCE, version, 1, "c", same)), version)
@@ -126,7 +127,7 @@ def test_what_lies_in_front_of_the_partition_is_compared(version: int) -> None:
 @given(st.data(), VERSIONS)
 def test_only_an_answer_without_error_hint_or_message_is_fine(data: st.DataObject, version: int) -> None:
     last = repeated(version)
-    part = {
+    part: Message = {
         "index": data.draw(st.integers(0, 300)),
         "error_code": data.draw(st.sampled_from([0, 0, 6, 10, 256, -1])),
         "base_offset": data.draw(st.integers(-1, 2**62)),

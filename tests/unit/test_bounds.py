@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -42,12 +43,14 @@ CALM = Waiting(
     ],
 )
 def test_a_wait_is_overdue_only_beyond_its_limit(
-    change: dict[str, bool], limit: tuple[str, float], reason: str
+    change: dict[str, Any], limit: tuple[str, float], reason: str
 ) -> None:
     field, seconds = limit
+    last: dict[str, Any] = {field: NOW - seconds}
+    later: dict[str, Any] = {field: NOW - seconds - 0.1}
     waiting = replace(CALM, opened=NOW - 1, **change)
-    assert overdue(replace(waiting, **{field: NOW - seconds}), LIMITS, NOW) is None
-    assert overdue(replace(waiting, **{field: NOW - seconds - 0.1}), LIMITS, NOW) == reason
+    assert overdue(replace(waiting, **last), LIMITS, NOW) is None
+    assert overdue(replace(waiting, **later), LIMITS, NOW) == reason
 
 
 @pytest.mark.parametrize("busy", [False, True])
