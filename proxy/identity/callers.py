@@ -85,7 +85,10 @@ class CallerPool:
         self._per_broker = per_broker
         self._idle_close = idle_close
         self.acls = AclCache(services, settings, fresh_for=acl_fresh_for, stale_after=acl_stale_after)
-        super_users = {cluster: one.super_users for cluster, one in settings.items()}
+
+        def super_users(cluster: str) -> frozenset[str]:
+            return settings.get(cluster, ClusterIdentity()).super_users
+
         self.vault = TokenVault(services, super_users=super_users)
         self._clients: OrderedDict[tuple[str, Principal], _Client] = OrderedDict()
         self._mechanism: dict[str, str] = {}

@@ -21,7 +21,7 @@ from kafka_wire.errors import ERROR, error_name
 from proxy.identity.principal import Principal, PrincipalUnknown, named, question
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from kafka_wire.codec import Message
 
@@ -94,11 +94,11 @@ class TokenVault:
         self,
         callers: Mapping[str, Caller],
         *,
-        super_users: Mapping[str, frozenset[str]],
+        super_users: Callable[[str], frozenset[str]],
         limit: int = 1000,
         max_lifetime_ms: int = -1,
     ) -> None:
-        """`super_users`: cluster -> principals as text. `max_lifetime_ms`: -1 is the broker's own maximum."""
+        """`super_users`: cluster -> principals as text, asked every time: settings change while we run. `max_lifetime_ms`: -1 is the broker's own maximum."""
         self._callers = callers
         self._super_users = super_users
         self._limit = limit
@@ -170,7 +170,7 @@ class TokenVault:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     async def _token(self, cluster: str, principal: Principal) -> Token:
-        if str(principal) in self._super_users.get(cluster, frozenset()):
+        if str(principal) in self._super_users(cluster):
             raise SuperUserRefused(f"{cluster}: no token for the super user {principal}")
         now = trio.current_time()
         if cluster in self._off:

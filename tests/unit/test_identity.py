@@ -231,7 +231,7 @@ class Controller:
 
 
 def vault_of(controller: Controller, **options: Any) -> TokenVault:
-    return TokenVault({"east": controller}, super_users={"east": frozenset({"User:admin"})}, **options)
+    return TokenVault({"east": controller}, super_users=lambda cluster: frozenset({"User:admin"}), **options)
 
 
 async def test_a_token_is_made_once_and_renewed_before_it_ends(mock_clock: MockClock) -> None:
