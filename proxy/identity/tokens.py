@@ -98,7 +98,10 @@ class TokenVault:
         limit: int = 1000,
         max_lifetime_ms: int = -1,
     ) -> None:
-        """`super_users`: cluster -> principals as text, asked every time: settings change while we run. `max_lifetime_ms`: -1 is the broker's own maximum."""
+        """`super_users`: cluster -> principals as text, asked every time, since settings change while we run.
+
+        `max_lifetime_ms`: of a token, -1 is the broker's own maximum.
+        """
         self._callers = callers
         self._super_users = super_users
         self._limit = limit

@@ -30,7 +30,7 @@ SUPER = frozenset({f"User:{ADMIN}"})
 STANDARD = ClusterIdentity(super_users=SUPER)
 
 
-def nobody(cluster: str) -> frozenset[str]:
+def no_super_users(cluster: str) -> frozenset[str]:
     return frozenset()
 
 
@@ -175,7 +175,7 @@ async def test_anonymous_certificate_and_token_connections_are_named_too(
         answer = await carol.call(API_CREATE_DELEGATION_TOKEN, question())
         assert named(answer).name.startswith("CN=carol,")
     async with client(secured_east, ADMIN) as admin:
-        vault = TokenVault({"secured-east": admin}, super_users=nobody)
+        vault = TokenVault({"secured-east": admin}, super_users=no_super_users)
         sasl = await vault.credentials("secured-east", ALICE)
         await vault.known_at("secured-east", ALICE, 1)
         async with client(secured_east, None, security=Security(sasl=sasl)) as token:
@@ -221,7 +221,7 @@ async def test_a_call_goes_as_the_principal_and_sees_what_it_would_see(secured_e
 
 async def test_many_at_once_share_one_token(secured_east: Cluster) -> None:
     async with client(secured_east) as admin:
-        vault = TokenVault({"secured-east": admin}, super_users=nobody)
+        vault = TokenVault({"secured-east": admin}, super_users=no_super_users)
         found = []
 
         async def one() -> None:
@@ -264,7 +264,7 @@ async def test_a_token_that_died_behind_our_back_is_replaced(secured_east: Clust
 
 async def test_tokens_are_renewed_and_replaced_at_the_end_of_their_life(secured_east: Cluster) -> None:
     async with client(secured_east) as admin:
-        vault = TokenVault({"e": admin}, super_users=nobody, max_lifetime_ms=2000)
+        vault = TokenVault({"e": admin}, super_users=no_super_users, max_lifetime_ms=2000)
         first = await vault.credentials("e", ALICE)
         assert (await vault.credentials("e", ALICE)) == first
 
@@ -278,7 +278,7 @@ async def test_tokens_are_renewed_and_replaced_at_the_end_of_their_life(secured_
 async def test_the_creator_may_renew_a_token(secured_east: Cluster) -> None:
     async with client(secured_east) as admin, client(secured_east, "kfed") as service:
         await grant(admin, *SERVICE_ACLS)
-        vault = TokenVault({"e": service}, super_users=nobody)
+        vault = TokenVault({"e": service}, super_users=no_super_users)
         first = await vault.credentials("e", ALICE)
         slot = vault._slots["e", ALICE]
         assert slot.token is not None
