@@ -27,6 +27,7 @@ from metadata_service.status import proxies, read_facts
 from metadata_service.store.contract import Store, StoreUnavailable
 from metadata_service.store.open import open_store
 from metadata_service.stubs import is_closed
+from metadata_service.topics import Topics
 from metadata_service.view import View
 from runtime.settings import Settings, parse
 from tests.fixtures.names import Names
@@ -341,6 +342,8 @@ async def test_a_stub_is_closed_and_known_and_follows_its_topic(world: World, na
         await _commit(world.east, group, two, 7)
         assert await _committed(world.east, group, two) == 7
         # A stub is not taken for a topic of its own, nor for a conflict.
+        again = Topics(worker.store, worker.following, worker.clients, worker.discovery)
+        assert await again.adopt([two]) == {two}
         assert worker.view.topics[two].cluster == "west"
         assert worker.view.topics[two].record.conflict == ()
         # Expanded past us: the controller brings record and stub to it, and the positions stay.
@@ -451,7 +454,7 @@ async def test_a_second_controller_takes_over(world: World, names: Names) -> Non
             # It stops without a word, as a process that was killed or hangs: its lease has to run out.
             silent = _Silent(first._member.store)
             object.__setattr__(first._member, "store", silent)
-            with trio.fail_after(10.0):
+            with trio.fail_after(15.0):
                 await second.active.wait()
             await _create(world.west, names("later"))
             await _seen(worker, lambda view: names("later") in view.topics)
