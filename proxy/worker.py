@@ -27,6 +27,7 @@ from metadata_service.view import ClusterView, View
 from proxy.addresses import address, broker_of_host
 from proxy.apis import data
 from proxy.apis.contract import ClusterAway
+from proxy.apis.discretion import discreet
 from proxy.apis.metadata_encoding import encoded_metadata
 from proxy.apis.registry import HANDLERS
 from proxy.client_certificates import ClientCertificates
@@ -343,7 +344,7 @@ class Worker:
             view=lambda: following.view,
             federation=self.member.federation,
             identity=Asking(pool),
-            handlers={**HANDLERS, **data.HANDLERS},
+            handlers={key: discreet(key, one) for key, one in {**HANDLERS, **data.HANDLERS}.items()},
             connect=self._connect,
             address=self._address,
             limits=self.settings.proxy.limits,

@@ -130,6 +130,13 @@ class Call(Protocol):
     async def visible(self, cluster: str, operation: int, resource_type: int, names: Iterable[str]) -> set[str]:
         """Those names of a cluster on which this principal may do `operation` (AclOperation / ResourceType codes)."""
 
+    async def decidable(self, cluster: str) -> bool:
+        """Whether `visible` can tell for every operation (a custom authorizer's rules are not known).
+
+        Raises:
+            ClusterAway: not now.
+        """
+
     def address(self, cluster: str, broker: int) -> tuple[str, int] | None:
         """(advertised host, port) of a virtual broker on this connection's listener, None if none is allocated."""
 

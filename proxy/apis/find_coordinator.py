@@ -13,6 +13,7 @@ from metadata_service.failures import DecisionFailed
 from metadata_service.store.contract import StoreError
 from metadata_service.view import View
 from proxy.apis.contract import Call, ClusterAway, Handler, Refused
+from proxy.apis.homes import group_home, transaction_home
 from proxy.apis.mapping import clean_text, endpoint
 
 FIND_COORDINATOR = 10
@@ -32,8 +33,8 @@ def _failed(key: str, code: int, text: str | None = None) -> Message:
 
 async def _home(call: Call, kind: int, key: str) -> str:
     if kind == TRANSACTION:
-        return await call.federation.transaction_home(key)
-    return await call.federation.group_home(key.partition(":")[0] if kind == SHARE else key)
+        return await transaction_home(call, key)
+    return await group_home(call, key.partition(":")[0] if kind == SHARE else key)
 
 
 def _virtual(call: Call, view: View, home: str, key: str, answer: Message) -> Message:

@@ -18,19 +18,31 @@ from metadata_service.view import View
 from proxy.apis.contract import Call, Handler, Refused
 from proxy.apis.mapping import forward
 from proxy.apis.metadata import find, valid_name
+from proxy.apis.permissions import DESCRIBE, GROUP, TRANSACTIONAL_ID, may_be_somewhere, permitted_topics
 from proxy.apis.refusals import refusal
 
 
 async def group_home(call: Call, group: str) -> str:
-    """The home of a group: from the view, else decided now. Raises DecisionFailed, StoreError."""
+    """The home of a group: from the view, else decided now. Raises DecisionFailed, StoreError.
+
+    For whom no cluster would describe it nothing is decided: the broker that was asked refuses.
+    """
     known = call.view.groups.get(group)
-    return known.cluster if known is not None else await call.federation.group_home(group)
+    if known is not None:
+        return known.cluster
+    if not await may_be_somewhere(call, GROUP, group):
+        return call.cluster
+    return await call.federation.group_home(group)
 
 
 async def transaction_home(call: Call, transactional_id: str) -> str:
     """The same for a transactional id."""
     known = call.view.transactions.get(transactional_id)
-    return known.cluster if known is not None else await call.federation.transaction_home(transactional_id)
+    if known is not None:
+        return known.cluster
+    if not await may_be_somewhere(call, TRANSACTIONAL_ID, transactional_id):
+        return call.cluster
+    return await call.federation.transaction_home(transactional_id)
 
 
 async def require_group(call: Call, group: str) -> None:
@@ -101,6 +113,10 @@ async def stubs(call: Call, names: Iterable[str]) -> View:
     wanted = list(dict.fromkeys(names))
     view = await find(call, [name for name in wanted if valid_name(name)])
     missing = without_stub(view, call.cluster, wanted)
+    if missing:
+        # A stub is made with the service's rights: for nobody who may not know of the topic.
+        allowed = await permitted_topics(call, view, DESCRIBE, missing)
+        missing = [name for name in missing if name in allowed]
     if not missing:
         return view
     try:

@@ -9,6 +9,7 @@ from kafka_client import ClientError, UnsupportedApi
 from kafka_wire.errors import ERROR
 from proxy.apis.contract import ClusterAway, Refused
 from proxy.identity.acl import Operation, Resource
+from proxy.identity.acl_cache import AuthorityUnknown
 from proxy.identity.callers import CallerPool, IdentityRefused, RulesUnknown
 from proxy.identity.principal import Principal
 
@@ -55,6 +56,15 @@ class Asking:
             raise ClusterAway(cluster, type(error).__name__) from None
         except KeyError:
             raise ClusterAway(cluster, "no such cluster") from None
+
+    async def decidable(self, cluster: str) -> bool:
+        """Whether the cluster's rules are known, so that every operation can be judged here. Raises ClusterAway."""
+        try:
+            authority = await self._pool.acls.authority(cluster)
+        except (AuthorityUnknown, ClientError, KeyError) as error:
+            log.warning("%s: %s", cluster, error)
+            raise ClusterAway(cluster, "its rules cannot be read") from None
+        return authority.kind != "other"
 
     async def visible(
         self, principal: str, host: str, cluster: str, operation: int, resource_type: int, names: Iterable[str]

@@ -139,6 +139,9 @@ class SessionCall:
                     nursery.start_soon(one, cluster, request)
         return {cluster: answers[cluster] for cluster in requests}
 
+    async def decidable(self, cluster: str) -> bool:
+        return await self._session.around.identity.decidable(cluster)
+
     async def visible(self, cluster: str, operation: int, resource_type: int, names: Iterable[str]) -> set[str]:
         wanted = set(names)
         principal = await self.principal()

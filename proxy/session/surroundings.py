@@ -32,6 +32,9 @@ class Identity(Protocol):
     ) -> set[str]:
         """Those of `names` on which the principal may do `operation` there."""
 
+    async def decidable(self, cluster: str) -> bool:
+        """Whether its rules are known here. Raises ClusterAway: not now."""
+
 
 class Budget:
     """Bytes of frames that are held whole, over all sessions of a worker."""
