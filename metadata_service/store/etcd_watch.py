@@ -117,6 +117,8 @@ class _Stream:
                 trio.from_thread.run(self._answers_in.send, wire.read_watch(data), trio_token=self._token)
         except grpc.RpcError:
             self.error = RpcFailed(self._call.code(), self._call.details() or "")
+        except wire.Malformed:
+            pass  # the stream ends, and another takes its place
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.RunFinishedError, trio.Cancelled):
             pass
         finally:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from metadata_service.store.contract import StoreError
+
 KV_RANGE = "/etcdserverpb.KV/Range"
 KV_TXN = "/etcdserverpb.KV/Txn"
 KV_COMPACT = "/etcdserverpb.KV/Compact"
@@ -23,6 +25,10 @@ STATUS = "/etcdserverpb.Maintenance/Status"
 
 _EQUAL, _GREATER = 0, 1
 _CREATE, _MOD = 1, 2
+
+
+class Malformed(StoreError):
+    """What came is no message of etcd's."""
 
 
 class EtcdKeyValue(msgspec.Struct, frozen=True, gc=False):
@@ -201,7 +207,7 @@ def _read_varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(data: memoryview | bytes) -> Iterator[tuple[int, int, memoryview | bytes]]:
-    """(number, value, bytes) of each field; of the two latter, the one its wire type has. ValueError: malformed."""
+    """(number, value, bytes) of each field; of the two latter, the one its wire type has. Raises Malformed."""
     at = 0
     end = len(data)
     try:
@@ -214,15 +220,15 @@ def _fields(data: memoryview | bytes) -> Iterator[tuple[int, int, memoryview | b
             elif kind == 2:
                 length, at = _read_varint(data, at)
                 if at + length > end:
-                    raise ValueError("a protobuf field is longer than its message")
+                    raise Malformed("a protobuf field is longer than its message")
                 yield tag >> 3, 0, data[at : at + length]
                 at += length
             elif kind in (1, 5):
                 at += 8 if kind == 1 else 4
             else:
-                raise ValueError(f"protobuf wire type {kind}")
+                raise Malformed(f"protobuf wire type {kind}")
     except IndexError:
-        raise ValueError("a protobuf message is cut short") from None
+        raise Malformed("a protobuf message is cut short") from None
 
 
 def _signed(value: int) -> int:
@@ -345,4 +351,4 @@ def read_lease(data: memoryview | bytes) -> LeaseAnswer:
 
 def read_text(data: memoryview | bytes) -> str:
     """Field 2 as text: the token of Authenticate, the version of Status."""
-    return next((bytes(content).decode() for number, _, content in _fields(data) if number == 2), "")
+    return next((bytes(content).decode(errors="replace") for number, _, content in _fields(data) if number == 2), "")
