@@ -29,6 +29,7 @@ from metadata_service.store.contract import SchemaTooNew, SchemaTooOld, Store, S
 from metadata_service.store.open import open_store
 from metadata_service.store.opened import OpenedStore
 from runtime import logging
+from runtime.process import first_cause
 from runtime.settings import Settings, SettingsError
 from runtime.version import VERSION
 
@@ -78,12 +79,12 @@ class Core:
                 log.warning("the store was replaced; opening it again")
                 self.why = "the store was replaced and is being opened again"
             except* (SchemaTooNew, SchemaTooOld) as group:
-                raise SettingsError(f"store: {_text(group)}") from None
+                raise SettingsError(f"store: {first_cause(group)}") from None
             except* SettingsRefused as group:
-                raise SettingsError(_text(group)) from None
+                raise SettingsError(str(first_cause(group))) from None
             except* StoreError as group:
-                self.why = f"the store is away: {_text(group)}"
-                log.warning("the store cannot be opened; trying again", error=_text(group))
+                self.why = f"the store is away: {first_cause(group)}"
+                log.warning("the store cannot be opened; trying again", error=str(first_cause(group)))
             finally:
                 self.member = self.store = self.controller = None
                 self._announce()
@@ -135,10 +136,3 @@ async def _watching(store: Store, instance: str) -> AsyncIterator[Member]:
             registration = Registration(store, following, record)
             yield Member(store, clients, following, discovery, federation, registration)
             nursery.cancel_scope.cancel()
-
-
-def _text(group: BaseExceptionGroup[BaseException]) -> str:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return str(found)

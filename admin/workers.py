@@ -19,6 +19,17 @@ log = logging.get(__name__)
 SCRAPE = 3.0  # seconds a worker may take to answer
 
 
+def counted(child: Child, metrics: Metrics) -> Child:
+    """The child, with its state and its restarts in the metrics."""
+
+    def changed(child: Child) -> None:
+        metrics.child_up[child.name] = child.state == "ready"
+        metrics.child_restarts[child.name] = child.restarts
+
+    child.notify(changed)
+    return child
+
+
 class Workers:
     """`count` workers; `directory` is private to this process and holds their sockets and their configuration."""
 
@@ -30,13 +41,8 @@ class Workers:
             socket = directory / f"worker-{number}.sock"
             arguments = ("--config", str(configuration), "--instance", instance, "--worker", str(number))
             child = Child(f"proxy-{number}", ["proxy", *arguments, "--endpoint", str(socket)])
-            child.notify(self._changed)
-            self.children.append(child)
+            self.children.append(counted(child, metrics))
             self._sockets.append(socket)
-
-    def _changed(self, child: Child) -> None:
-        self._metrics.child_up[child.name] = child.state == "ready"
-        self._metrics.child_restarts[child.name] = child.restarts
 
     @property
     def ready(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import socket
+import ssl
 import sys
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from admin import guard, server
 from cli.tree import Role, Tree
 from cli.usage import DEFAULT_FILE
 from runtime import logging, private
-from runtime.process import WRONG_CONFIGURATION, CannotStart
+from runtime.process import WRONG_CONFIGURATION, CannotStart, first_cause
 from runtime.settings import NAME, Settings, SettingsError
+from runtime.tls import ServerTls
 
 
 def instance_name(settings: Settings, given: str | None) -> str:
@@ -29,6 +31,30 @@ def instance_name(settings: Settings, given: str | None) -> str:
     return name
 
 
+def check_listeners(settings: Settings) -> None:
+    """What every worker would find out for itself, found out once.
+
+    Raises:
+        SettingsError: an address cannot be listened on, or a certificate cannot be used.
+    """
+    for n, listener in enumerate(settings.proxy.listeners):
+        key = f"proxy.listeners[{n}]"
+        if listener.tls is not None:
+            try:
+                ServerTls(listener.tls)
+            except (OSError, ssl.SSLError) as error:
+                raise SettingsError(f"{key}.tls: {error}") from None
+        family = socket.AF_INET6 if ":" in listener.bind else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            try:
+                probe.bind((listener.bind, listener.port))
+            except OSError as error:
+                text = f"cannot listen on {listener.bind}:{listener.port}: {error.strerror}"
+                raise SettingsError(f"{key}.port: {text}") from None
+
+
 def run(settings: Settings, options: argparse.Namespace) -> int:
     """The exit status of the process tree.
 
@@ -38,6 +64,8 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     role: Role = "all" if options.command == "run" else options.role
     instance = instance_name(settings, options.instance)
     logging.configure(settings.log, instance=instance, role=role)
+    if role != "controller":
+        check_listeners(settings)
     token = guard.token_of(settings.admin)
     tls = server.tls_of(settings.admin)
     listening = server.bind(settings.admin) if settings.admin.port else None
@@ -50,18 +78,13 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
         try:
             trio.run(tree.run, listening, token, tls)
         except BaseExceptionGroup as group:
-            error = _first(group)
+            error = first_cause(group)
             if isinstance(error, SettingsError):
                 raise error from None
             if isinstance(error, CannotStart):
+                if error.status == WRONG_CONFIGURATION:  # the child has said what is wrong
+                    return WRONG_CONFIGURATION
                 print(f"kfed: {error}", file=sys.stderr)
-                return WRONG_CONFIGURATION if error.status == WRONG_CONFIGURATION else 1
+                return 1
             raise
     return 0
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found

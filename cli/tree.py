@@ -22,7 +22,7 @@ from admin.application import application
 from admin.core import Core
 from admin.guard import Token
 from admin.office import FederationOffice
-from admin.workers import Workers
+from admin.workers import Workers, counted
 from runtime import logging, process
 from runtime.clock import boottime
 from runtime.metrics import Metrics, labels_of
@@ -54,15 +54,8 @@ class Tree:
         self.store: process.Child | None = None
         if role == "all" and isinstance(settings.store, EmbeddedStore):
             # The socket's place is the default one: `kfed serve` on this machine finds it by the same configuration.
-            self.store = process.Child(
-                "store", ["metadata_service.store.embedded_server", settings.store.path], must_start=True
-            )
-            self.store.notify(self._store_changed)
-        self._ready = False
-
-    def _store_changed(self, child: process.Child) -> None:
-        self.metrics.child_up[child.name] = child.state == "ready"
-        self.metrics.child_restarts[child.name] = child.restarts
+            argv = ["metadata_service.store.embedded_server", settings.store.path]
+            self.store = counted(process.Child("store", argv, must_start=True), self.metrics)
 
     def _not_ready(self) -> list[str]:
         reasons = ["draining"] if self.draining else []

@@ -12,8 +12,3 @@ def boottime() -> float:
     a process that wakes up after one must find its leases old.
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def wall() -> float:
-    """Seconds since 1970, for people and records only; nothing is decided by it."""
-    return time.time()

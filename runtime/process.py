@@ -53,6 +53,13 @@ def say_ready() -> None:
         pass
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """The first exception inside groups of groups: what to tell a user; the error itself where it is no group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def supervised() -> bool:
     """Whether this process was started by `Child`."""
     return PARENT in os.environ

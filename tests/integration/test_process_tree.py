@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -223,6 +224,18 @@ def test_what_cannot_start_says_why_in_one_line(federation: Federation, change: 
     lines = [line for line in done.stderr.splitlines() if line.startswith("kfed: ")]
     assert len(lines) == 1
     assert words in lines[0]
+
+
+def test_a_port_that_is_taken_is_said_once(federation: Federation) -> None:
+    federation.stop()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", federation.port))
+        taken.listen()
+        done = kfed("run", "-c", str(federation.configuration), directory=federation.directory)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "proxy.listeners[0].port: cannot listen" in done.stderr
 
 
 def test_two_of_them_do_not_share_an_embedded_store(federation: Federation, tmp_path: Path) -> None:
