@@ -20,7 +20,7 @@ from metadata_service.view import ClusterView, View
 from proxy.apis.contract import Call, ClusterAway, Handler, Refused
 from proxy.apis.homes import group_home
 from proxy.apis.mapping import active_clusters, ask, ask_clusters, clean_text, default_cluster, failure
-from proxy.apis.metadata import find
+from proxy.apis.metadata import find, valid_name
 
 DESCRIBE, ALTER, INCREMENTAL, LIST = 32, 33, 44, 74
 TOPIC, BROKER, BROKER_LOGGER, CLIENT_METRICS, GROUP = 2, 4, 8, 16, 32
@@ -28,7 +28,9 @@ CLOSED_LIMIT = "78"  # max.message.bytes of a closed topic
 CLOSED_BY = ("max.message.bytes", "compression.type")
 _LISTENERS = frozenset({"listeners", "advertised.listeners"})
 _IDS = frozenset({"broker.id", "node.id"})
-_WITHHELD = re.compile(r"controller\.quorum\.|zookeeper\.connect|host\.name|metric\.reporters?\..*host", re.IGNORECASE)
+_WITHHELD = re.compile(
+    r"controller\.quorum\.(voters|bootstrap)|zookeeper\.connect|host\.name|metric\.reporters?\..*host", re.IGNORECASE
+)
 _REPLICA = re.compile(r"(\d+:)(\d+)")
 _ADDRESS = re.compile(r"[\w.-]*:\d{2,5}\b")
 
@@ -48,7 +50,7 @@ async def _where(call: Call, view: View, resource: Message, *, altering: bool) -
     if kind == TOPIC:
         topic = view.topics.get(name)
         if topic is None:
-            raise Refused(ERROR.UNKNOWN_TOPIC_OR_PARTITION)
+            raise Refused(ERROR.UNKNOWN_TOPIC_OR_PARTITION if valid_name(name) else ERROR.INVALID_TOPIC_EXCEPTION)
         return [(topic.cluster, None, name)]
     if kind in (BROKER, BROKER_LOGGER) and name:
         cluster, broker = _broker(view, name)
@@ -90,7 +92,7 @@ def _virtual_broker(call: Call, view: View, cluster: ClusterView, broker: int, r
     for config in result["configs"]:
         for entry in (config, *(config.get("synonyms") or ())):
             value = entry.get("value")
-            if value is None:
+            if not value:
                 continue
             entry["value"] = _shown_value(call, view, cluster, broker, entry["name"], value)
             if entry["value"] is None and entry is config:
