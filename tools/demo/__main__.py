@@ -1,0 +1,120 @@
+"""Two real clusters, one endpoint: produce and consume across both, and show what happened.
+
+In a terminal everything stays up afterwards, to be looked at; Ctrl-C cleans up. Otherwise it ends by itself, with
+exit status 1 if anything was lost, read twice or refused.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from confluent_kafka import Consumer, TopicPartition
+from rich.console import Console
+from rich.table import Table
+
+from tools.demo.traffic import Account, consume, create, produce
+from tools.local_cluster import Cluster, ClusterSpec, running
+from tools.local_federation import Federation, program, run_federation
+
+TOPICS = ["payments", "clicks", "orders-west", "invoices-west"]
+GROUP = "billing"
+EACH = 2000
+# Wide enough for the tables where output is not a terminal.
+out = Console(width=None if sys.stdout.isatty() else 100)
+
+
+def ends(cluster: Cluster, topic: str) -> int:
+    """Records of a topic on a physical cluster itself, asked directly; -1 where it does not exist."""
+    client = Consumer({"bootstrap.servers": cluster.bootstrap(), "group.id": "demo-look"})
+    try:
+        known = client.list_topics(topic, timeout=10).topics[topic]
+        if known.error is not None:
+            return -1
+        return sum(client.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in known.partitions)
+    finally:
+        client.close()
+
+
+def where(clusters: Mapping[str, Cluster]) -> Table:
+    """What the clusters themselves hold of each topic."""
+    table = Table("topic", *(f"records on {name}" for name in clusters), title="What the clusters themselves hold")
+    for topic in TOPICS:
+        held = (ends(cluster, topic) for cluster in clusters.values())
+        table.add_row(topic, *("-" if count < 0 else f"{count or 'stub'}" for count in held))
+    return table
+
+
+def verdict(account: Account, took: Mapping[str, float]) -> Table:
+    table = Table("what", "result", title="What the clients saw, through one address")
+    per_topic = Counter(topic for topic, _, _ in account.acknowledged)
+    table.add_row("acknowledged", ", ".join(f"{topic} {count}" for topic, count in sorted(per_topic.items())))
+    table.add_row(
+        f"read by group {GROUP}", f"{sum(account.times_read.values())}, in two sittings with a commit between"
+    )
+    table.add_row("lost", str(account.lost))
+    table.add_row("read twice", str(account.twice))
+    table.add_row("errors", "; ".join(sorted(set(account.errors))) or "none")
+    for what, seconds in took.items():
+        table.add_row(what, f"{seconds:.1f} s")
+    return table
+
+
+def show(clusters: Mapping[str, Cluster], federation: Federation) -> bool:
+    """The main job. Whether everything was as promised."""
+    account = Account()
+    endpoint = federation.bootstrap()
+    out.print(f"[bold]creating[/] {', '.join(TOPICS)} through {endpoint}; names in -west are placed on west")
+    create(endpoint, TOPICS)
+    out.print(f"[bold]producing[/] {EACH} records to each, with one idempotent producer")
+    took = {"producing": produce(endpoint, TOPICS, EACH, account)}
+    total = EACH * len(TOPICS)
+    out.print("[bold]reading[/] all four topics in one group, in two sittings")
+    took["reading, first half"] = consume(endpoint, GROUP, TOPICS, total // 2, account)
+    took["reading, second half"] = consume(endpoint, GROUP, TOPICS, total - total // 2, account)
+    out.print(where(clusters))
+    out.print(verdict(account, took))
+    good = not (account.lost or account.twice or account.errors) and len(account.acknowledged) == total
+    out.print("[bold green]as promised[/]" if good else "[bold red]not as promised[/]")
+    return good
+
+
+def stay(clusters: Mapping[str, Cluster], federation: Federation) -> None:
+    """Keep everything up until Ctrl-C."""
+    kfed = os.path.relpath(program())
+    out.print(f"\nEverything stays up. endpoint: [bold]{federation.bootstrap()}[/]")
+    for name, cluster in clusters.items():
+        out.print(f"  cluster {name}: {cluster.bootstrap()}")
+    for command in ("status", "topics", f"groups {GROUP}", "doctor"):
+        out.print(f"  {kfed} {command} --admin {federation.admin}")
+    out.print("Ctrl-C ends it and cleans up.")
+    while True:
+        signal.pause()
+
+
+def main() -> int:
+    # SIGTERM ends it as Ctrl-C does, so that nothing is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    start = time.monotonic()
+    try:
+        out.print("[bold]starting[/] two Kafka clusters, east and west, and kfed run over them")
+        with (
+            running(ClusterSpec("east"), ClusterSpec("west", first_broker_id=11)) as clusters,
+            run_federation(clusters) as federation,
+        ):
+            out.print(f"ready after {time.monotonic() - start:.1f} s")
+            good = show(clusters, federation)
+            if sys.stdout.isatty():
+                stay(clusters, federation)
+    except KeyboardInterrupt:
+        out.print("ended; everything was cleaned up")
+        return 0
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
