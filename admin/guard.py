@@ -97,8 +97,11 @@ class Guard:
         self._limit = trio.CapacityLimiter(CONCURRENT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # a WebSocket, which nothing here speaks and no check below would see
+            await send({"type": "websocket.close", "code": 1008})
             return
         started = False
 
