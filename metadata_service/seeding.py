@@ -27,6 +27,7 @@ from metadata_service.models import (
     PlacementRecord,
 )
 from metadata_service.records import decode, encode, read, read_all, settle
+from metadata_service.store.clock import Backoff
 from metadata_service.store.contract import Put, Store, Unchanged
 from runtime.settings import Cluster, Placement, Settings
 
@@ -152,6 +153,7 @@ def _removed(now: ClusterRecord | None) -> ClusterRecord | None:
 
 
 async def _put_cluster(store: Store, name: str, wanted: Cluster) -> None:
+    backoff = Backoff(0.01, 0.5)
     while True:
         everything = await store.range(CLUSTERS)
         records = {one.key[len(CLUSTERS) :]: decode(ClusterRecord, one.value) for one in everything.items}
@@ -179,3 +181,4 @@ async def _put_cluster(store: Store, name: str, wanted: Cluster) -> None:
             await store.commit(conditions, operations)
         ).succeeded:
             return
+        await backoff.pause()

@@ -248,6 +248,7 @@ class Topics:
         revision = 0
         for record in records:
             key = topic_key(record.name)
+            backoff = Backoff(0.005, 0.2)
             while True:
                 stored = await self._store.get(key)
                 if stored is None or decode(TopicRecord, stored.value).id != record.id:
@@ -260,6 +261,7 @@ class Topics:
                     revision = done.revision
                     break
                 await self._guarded()
+                await backoff.pause()
         return revision
 
     async def _guarded(self) -> None:
