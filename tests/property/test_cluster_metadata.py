@@ -107,17 +107,17 @@ def test_what_is_unchanged_is_not_decoded() -> None:
     first = read_metadata(_body(topics, 13), 13)
     assert first.decoded == 1000
     body = _body(topics, 13, controller=2)  # under KRaft a random broker is named each time
-    started = time.perf_counter()
+    started = time.process_time()
     same = read_metadata(body, 13, first)
-    unchanged = time.perf_counter() - started
+    unchanged = time.process_time() - started
     assert same.topics is first.topics
     assert same.decoded == 0
     topics[500] = _topic("topic-500", 501, [(2, 1)] * 10)
     del topics[100]
     topics.insert(300, _topic("new", 5000, [(1, 0)]))
-    started = time.perf_counter()
+    started = time.process_time()
     changed = read_metadata(_body(topics, 13), 13, same)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert changed.decoded == 2
     assert changed.topics["topic-7"] is first.topics["topic-7"]
-    assert unchanged < 0.01
+    assert unchanged < 0.05

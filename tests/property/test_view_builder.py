@@ -132,9 +132,9 @@ def test_one_change_among_ten_thousand_topics_is_cheap() -> None:
     view = build(View(), records, looks, 1)
     best = 1.0
     for n in range(5):
-        started = time.perf_counter()
+        started = time.process_time()
         view = build(view, {models.topic_key("t7"): encode(topic("t7", "west", 700 + n))}, looks, 2 + n)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.process_time() - started)
     assert view.topics["t7"].cluster == "west"
     assert best < 0.02
 
