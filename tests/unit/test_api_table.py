@@ -96,7 +96,8 @@ _LISTED_ANYWAY: dict[int, set[str]] = {
     18: {"api_keys", "supported_features", "finalized_features"}, 29: {"resources"}, 35: {"results"}, 41: {"tokens"},
     46: {"topics"}, 55: {"nodes"}, 60: {"brokers"}, 66: {"unknown_state_filters", "transaction_states"},
     71: {"accepted_compression_types", "requested_metrics"}, 74: {"config_resources"}, 78: {"node_endpoints"},
-    79: {"node_endpoints"}, 88: {"partitions_by_user_endpoint", "status", "active_tasks", "standby_tasks", "warmup_tasks"},
+    79: {"node_endpoints"},
+    88: {"partitions_by_user_endpoint", "status", "active_tasks", "standby_tasks", "warmup_tasks"},
 }  # fmt: skip
 
 
