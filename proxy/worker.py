@@ -275,8 +275,9 @@ class Worker:
         }
 
     async def _drain(self) -> None:
-        """No new connections; idle ones are closed at once, busy ones as soon as they have been answered."""
+        """No new connections, no new requests; each session ends when what it had passed on has been answered."""
         self.draining = True
+        self.around.accepting = False
         for sock in self._bound.values():
             trio.lowlevel.notify_closing(sock)
             sock.close()
@@ -332,7 +333,10 @@ class Worker:
         async with trio.open_nursery() as nursery:
             stop = await nursery.start(process.watch_signals)
             async with self._joined() as self.member:
-                await self._serve(nursery, stop, endpoint_path)
+                # It ends while the clusters can still be asked: tokens are expired at the end.
+                async with trio.open_nursery() as parts:
+                    await self._serve(parts, stop, endpoint_path)
+                    parts.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
 
     async def _serve(self, nursery: trio.Nursery, stop: trio.Event, endpoint_path: str | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import time
 
+import trio
+
 from kafka_wire.codec import DecodeError, Message, UnknownMessage, decode, encode, is_flexible
 from kafka_wire.errors import ERROR
 from kafka_wire.frames import RequestHeader, parse_request, response_frame, response_from_body
@@ -51,6 +53,8 @@ async def _read_requests(session: Session) -> None:
             if len(window):
                 session.refuse("truncated_request")  # the requests before it are still answered
             return
+        if not session.around.accepting:
+            return  # what has been read so far was passed on to nobody: the client asks elsewhere
         if not session.frame_since:
             session.frame_since = time.monotonic()
         (size,) = _SIZE.unpack_from(window)
@@ -90,6 +94,8 @@ async def _read_requests(session: Session) -> None:
                 frame = bytes(window[4:end])
                 inbox.keep(window[end:])
                 await _handle(session, frame, passed)
+                if inbox.pending:  # a thousand requests may have come at once: others want their turn
+                    await trio.lowlevel.checkpoint()
             at_least = 4
         elif key == PRODUCE and end > SCRATCH:
             if size > LARGE:
