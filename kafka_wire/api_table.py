@@ -81,7 +81,7 @@ _WAYS: dict[int, tuple[Way, str]] = {
     24: (_H, "120 or 29 for topics elsewhere; the first topic named decides the home"),
     25: (_H, "ties group and id to one home"),
     26: (_H, "an abort of what was refused here succeeds"),
-    27: (_X, _BROKER_TO_BROKER),
+    27: (_B, "an operator ends a hanging transaction; split by topic: 6 elsewhere, 3 unknown"),
     28: (_H, "at the group's home; stubs first"),
     29: (_A, "merged"),
     30: (_A, "the worst result of an entry"),

@@ -2,7 +2,7 @@
 
 AlterReplicaLogDirs 34 (1-2), DescribeLogDirs 35 (1-5), ElectLeaders 43 (0-2), AlterPartitionReassignments 45 (0-1),
 ListPartitionReassignments 46 (0), DescribeQuorum 55 (0-2), UpdateFeatures 57 (0-2), UnregisterBroker 64 (0);
-refused: WriteTxnMarkers 27, telemetry 71 and 72, raft voters 80 and 81, share-group state 83 to 87.
+refused: telemetry 71 and 72, raft voters 80 and 81, share-group state 83 to 87.
 
 Replicas are named by virtual node ids. Features are finalized on all clusters, after all have agreed to it in a
 validation. There are as many quorums as clusters: DescribeQuorum tells of the default cluster's, without the
@@ -226,7 +226,7 @@ HANDLERS: dict[int, Handler] = {
     QUORUM: describe_quorum,
     FEATURES: update_features,
     UNREGISTER: unregister_broker,
-    **{key: _refusing(key, ERROR.CLUSTER_AUTHORIZATION_FAILED, _BROKERS) for key in (27, 83, 84, 85, 86, 87)},
+    **{key: _refusing(key, ERROR.CLUSTER_AUTHORIZATION_FAILED, _BROKERS) for key in (83, 84, 85, 86, 87)},
     **{key: _refusing(key, ERROR.UNSUPPORTED_VERSION, "telemetry is not collected here") for key in (71, 72)},
     **{key: _refusing(key, ERROR.INVALID_REQUEST, _VOTERS) for key in (80, 81)},
 }

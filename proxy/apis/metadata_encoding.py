@@ -18,6 +18,8 @@ from proxy.apis.mapping import active_clusters, default_cluster
 METADATA = 3
 EPOCH_BITS = 20  # logical leader epoch = placement epoch << 20 | physical leader epoch
 NO_OPERATIONS = -2147483648
+# DescribeTopicPartitions has them; discovery does not know them, and Java takes no null for an answer.
+NO_ELIGIBLE: Message = {"eligible_leader_replicas": [], "last_known_elr": []}
 
 AddressOf = Callable[[str, int], tuple[str, int] | None]  # (cluster, physical broker id) -> advertised (host, port)
 
@@ -79,6 +81,7 @@ def partition_entry(view: View, topic: ServedTopic, index: int, known: Partition
             "replica_nodes": [],
             "isr_nodes": [],
             "offline_replicas": [],
+            **NO_ELIGIBLE,
         }
     cluster = view.clusters[topic.cluster]
     node = cluster.node
@@ -91,6 +94,7 @@ def partition_entry(view: View, topic: ServedTopic, index: int, known: Partition
         "replica_nodes": [node(one) for one in known.replicas],
         "isr_nodes": [node(one) for one in known.isr],
         "offline_replicas": [node(one) for one in known.offline],
+        **NO_ELIGIBLE,
     }
 
 

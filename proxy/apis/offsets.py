@@ -1,7 +1,7 @@
 """What a partition's leader answers about positions, and share consumption.
 
 ListOffsets 2 (1-11), OffsetForLeaderEpoch 23 (2-4), DeleteRecords 21 (0-2), DescribeProducers 61 (0),
-ShareFetch 78 (1-2), ShareAcknowledge 79 (1-2).
+WriteTxnMarkers 27 (1-2), ShareFetch 78 (1-2), ShareAcknowledge 79 (1-2).
 
 A request goes to this connection's broker, for the topics the view places on its cluster; the others are answered 6
 (NOT_LEADER_OR_FOLLOWER), what nobody has 3 or 100, and both answers are joined in the request's order.
@@ -21,7 +21,7 @@ from proxy.apis.refusals import refusal
 from proxy.apis.transactions import without_placement
 from proxy.apis.translation import current_epoch, epoch_end, offsets_of, to_logical_epoch
 
-LIST_OFFSETS, DELETE_RECORDS, LEADER_EPOCH, PRODUCERS = 2, 21, 23, 61
+LIST_OFFSETS, DELETE_RECORDS, LEADER_EPOCH, MARKERS, PRODUCERS = 2, 21, 23, 27, 61
 SHARE_FETCH, SHARE_ACKNOWLEDGE = 78, 79
 CONSUMER, DEBUGGER = -1, -2  # replica ids of clients
 
@@ -174,6 +174,31 @@ async def describe_producers(call: Call, version: int, request: Message) -> Mess
     return await _split(call, PRODUCERS, version, request, finish=finish)
 
 
+async def write_markers(call: Call, version: int, request: Message) -> Message:
+    """How an operator ends a hanging transaction (`kafka-transactions abort`); the broker asks for ALTER or more."""
+    view = await find(call, {topic["name"] for marker in request["markers"] for topic in marker["topics"]})
+    asked: list[Message] = []
+    refused: dict[int, list[Message]] = {}
+    for marker in request["markers"]:
+        here, others = _placed(view, call.cluster, marker["topics"], "name")
+        asked.append({**marker, "topics": here})
+        for one in others:
+            code = ERROR.NOT_LEADER_OR_FOLLOWER if one["name"] in view.topics else ERROR.UNKNOWN_TOPIC_OR_PARTITION
+            partitions = [{"partition_index": index, "error_code": code} for index in one["partition_indexes"]]
+            refused.setdefault(marker["producer_id"], []).append({"name": one["name"], "partitions": partitions})
+    asked = [marker for marker in asked if marker["topics"]]
+    response: Message = {"markers": []}
+    if asked or not refused:
+        response = await forward(call, view, MARKERS, {"markers": asked})
+    for producer_id, topics in refused.items():
+        mine = next((one for one in response["markers"] if one["producer_id"] == producer_id), None)
+        if mine is None:
+            response["markers"].append({"producer_id": producer_id, "topics": topics})
+        else:
+            mine["topics"] += topics
+    return response
+
+
 def _shared(key: int) -> Handler:
     """Share consumption: topics by id. Share groups read topics of one cluster, and none that is being translated."""
 
@@ -202,6 +227,7 @@ HANDLERS: dict[int, Handler] = {
     LIST_OFFSETS: list_offsets,
     DELETE_RECORDS: delete_records,
     LEADER_EPOCH: offset_for_leader_epoch,
+    MARKERS: write_markers,
     PRODUCERS: describe_producers,
     SHARE_FETCH: _shared(SHARE_FETCH),
     SHARE_ACKNOWLEDGE: _shared(SHARE_ACKNOWLEDGE),

@@ -38,7 +38,7 @@ async def test_versions_are_the_intersection_and_internal_or_telemetry_apis_are_
     offered = {one["api_key"]: (one["min_version"], one["max_version"]) for one in response["api_keys"]}
     assert offered[3] == (0, 9)
     assert 68 not in offered
-    assert not offered.keys() & {4, 5, 6, 7, 27, 71, 72, 83, 84, 85, 86, 87}
+    assert not offered.keys() & {4, 5, 6, 7, 71, 72, 83, 84, 85, 86, 87}
     assert offered[24] == (0, 3)  # later ones are spoken between brokers
     assert offered[0] == (0, 13)  # 0 as the brokers say, for librdkafka
     assert offered[80][0] == 0  # refused, with a text that helps
