@@ -16,7 +16,8 @@ from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR, error_text
 from metadata_service.view import View
 from proxy.apis.contract import Call, Handler
-from proxy.apis.mapping import default_cluster
+from proxy.apis.homes import transaction_home
+from proxy.apis.mapping import active_clusters, default_cluster
 from proxy.apis.metadata import find
 from proxy.apis.permissions import (
     ALTER,
@@ -36,7 +37,7 @@ from proxy.apis.permissions import (
 from proxy.apis.refusals import refusal
 
 PRODUCE, FETCH, OFFSET_COMMIT, OFFSET_FETCH, ADD_PARTITIONS, ADD_OFFSETS, TXN_COMMIT = 0, 1, 8, 9, 24, 25, 28
-OFFSET_DELETE = 47
+OFFSET_DELETE, SCRAM_USERS = 47, 50
 TOPIC_DENIED = int(ERROR.TOPIC_AUTHORIZATION_FAILED)
 TOPIC_RESOURCE = 2  # ConfigResource type
 NO_OPERATIONS = -2147483648
@@ -213,6 +214,8 @@ async def _transaction(call: Call, key: int, version: int, request: Message, han
     """A transactional id's home is decided by the first topic it names: only by whom may use both."""
     field = "v3_and_below_transactional_id" if key == ADD_PARTITIONS else "transactional_id"
     transactional_id = request[field]
+    if key != PRODUCE and await transaction_home(call, transactional_id) != call.cluster:
+        return await handler(call, version, request)  # which says so
     if not await permitted(call, call.cluster, WRITE, TRANSACTIONAL_ID, [transactional_id]):
         return refusal(key, version, request, ERROR.TRANSACTIONAL_ID_AUTHORIZATION_FAILED)
     if key != ADD_PARTITIONS:
@@ -229,7 +232,7 @@ async def _transaction(call: Call, key: int, version: int, request: Message, han
     return refused
 
 
-_CONCERNED = {*_TOPICS, *_CLUSTER, *_POSITIONS, *_DESCRIBED_GROUPS, OFFSET_FETCH, ADD_OFFSETS}
+_CONCERNED = {*_TOPICS, *_CLUSTER, *_POSITIONS, *_DESCRIBED_GROUPS, OFFSET_FETCH, ADD_OFFSETS, SCRAM_USERS}
 
 
 def _in_transaction(key: int, version: int, request: Message) -> bool:
@@ -239,6 +242,15 @@ def _in_transaction(key: int, version: int, request: Message) -> bool:
     return key == ADD_OFFSETS or (key == PRODUCE and request["transactional_id"] is not None)
 
 
+async def _all_scram_users(call: Call, version: int, request: Message, handler: Handler) -> Message:
+    """Brokers of 4.3 fail over their own refusal to describe all users, and never answer it (measured)."""
+    if not request["users"]:
+        for cluster in active_clusters(call.view):
+            if not await permitted(call, cluster, DESCRIBE, CLUSTER, [CLUSTER_NAME]):
+                return refusal(SCRAM_USERS, version, request, ERROR.CLUSTER_AUTHORIZATION_FAILED)
+    return await handler(call, version, request)
+
+
 def discreet(key: int, handler: Handler) -> Handler:
     """`handler` with these rules applied; handlers they do not concern come back as they are."""
     if key not in _CONCERNED:
@@ -246,6 +258,8 @@ def discreet(key: int, handler: Handler) -> Handler:
 
     @wraps(handler)
     async def answer(call: Call, version: int, request: Message) -> Message:
+        if key == SCRAM_USERS:
+            return await _all_scram_users(call, version, request, handler)
         if key in _POSITIONS:
             return await _positions(call, key, version, request, handler)
         if _in_transaction(key, version, request):
