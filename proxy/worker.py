@@ -332,11 +332,10 @@ class Worker:
         self._server_tls()
         async with trio.open_nursery() as nursery:
             stop = await nursery.start(process.watch_signals)
-            async with self._joined() as self.member:
-                # It ends while the clusters can still be asked: tokens are expired at the end.
-                async with trio.open_nursery() as parts:
-                    await self._serve(parts, stop, endpoint_path)
-                    parts.cancel_scope.cancel()
+            # The parts end while the clusters can still be asked: tokens are expired at the end.
+            async with self._joined() as self.member, trio.open_nursery() as parts:
+                await self._serve(parts, stop, endpoint_path)
+                parts.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
 
     async def _serve(self, nursery: trio.Nursery, stop: trio.Event, endpoint_path: str | None) -> None:
