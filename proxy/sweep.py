@@ -8,7 +8,7 @@ from runtime.settings import Limits
 
 SLOWEST = 16384  # bytes a second that a large frame may take to arrive beyond the frame's timeout
 # While others wait for the memory that an unfinished frame has been given, it must come faster.
-CROWDED_TIMEOUT = 5.0
+CROWDED_TIMEOUT = 2.0
 CROWDED_SLOWEST = 1 << 20
 
 
@@ -20,7 +20,7 @@ class Waiting:
     active: float  # the last request or answer
     asked: bool  # a whole request has come
     frame_waited: float  # seconds spent waiting for the rest of a request that has begun, 0.0 between requests
-    frame_size: int
+    frame_size: int  # of which so much has arrived, where that is known
     crowding: bool  # the request that is being read holds memory others wait for
     client_writing_since: float  # the client does not read
     upstream_writing_since: float  # the broker does not read

@@ -299,6 +299,7 @@ async def _large(session: Session, size: int) -> None:
 
 async def _handle(session: Session, frame: bytes | bytearray, header: RequestHeader) -> None:
     """Decode, have the API's handler answer, encode, answer in turn."""
+    session.asked = True
     key, version = header.key, header.version
     around = session.around
     counters = around.api(key, session.cluster)

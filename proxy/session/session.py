@@ -169,7 +169,7 @@ class Session:
             active=self.active,
             asked=self.asked,
             frame_waited=self._frame_waited,
-            frame_size=self.frame_size,
+            frame_size=self.inbox.arrived if self.holding else self.frame_size,
             crowding=self.holding and self.around.budget.crowded,
             client_writing_since=self.client.writing_since,
             upstream_writing_since=self.upstream.writing_since if self.upstream is not None else 0.0,

@@ -215,13 +215,19 @@ class Inbox:
     `keep` before that. `scratch` is shared by all inboxes of a process.
     """
 
-    __slots__ = ("_kept", "channel", "read_size", "scratch")
+    __slots__ = ("_kept", "arrived", "channel", "read_size", "scratch")
 
     def __init__(self, channel: Channel, scratch: memoryview) -> None:
         self.channel = channel
         self.scratch = scratch
         self.read_size = len(scratch)
         self._kept: bytes = b""
+        self.arrived = 0  # bytes of what `whole` fills at present
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was kept."""
+        return bool(self._kept)
 
     def keep(self, rest: memoryview) -> None:
         """Hold the unused end of the last window until the next one."""
@@ -253,6 +259,7 @@ class Inbox:
         target[:done] = self._kept[:done]
         self._kept = self._kept[done:]
         while done < len(target):
+            self.arrived = done
             got = await self.channel.recv_into(target[done:])
             if not got:
                 raise TornFrame

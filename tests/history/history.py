@@ -46,11 +46,11 @@ class History:
         """Acknowledged, and not read yet."""
         return {one.value for one in self.acknowledged[:]} - {one.value for one in self.reads[:]}
 
-    def longest_pause(self) -> tuple[float, float]:
-        """Seconds without any acknowledgement, and without any record read, at most."""
+    def longest_pause(self, since: float = 0.0) -> tuple[float, float]:
+        """Seconds without any acknowledgement, and without any record read, at most (`since`: monotonic clock)."""
         found = []
         for moments in ([one.at for one in self.acknowledged], [one.at for one in self.reads]):
-            moments.sort()
+            moments = sorted(at for at in moments if at >= since)
             found.append(max((b - a for a, b in itertools.pairwise(moments)), default=0.0))
         return found[0], found[1]
 
@@ -70,11 +70,21 @@ class History:
                 wrong.append(f"{ack.value} was acknowledged at {place}, where {log.get(place)} was read")
         wrong += [f"{value} stands at {sorted(at)}" for value, at in places.items() if len(at) > 1]
         wrong += self._order(log)
-        if not again and len(self.reads) != len(log):
-            wrong.append(f"{len(self.reads) - len(log)} records were read twice")
+        if not again:
+            wrong += self._again()
         unknown = set(places) - set(self.sent)
         if unknown:
             wrong.append(f"read, never sent: {sorted(unknown)[:3]}")
+        return wrong
+
+    def _again(self) -> list[str]:
+        begin, wrong = (self.reads[0].at if self.reads else 0.0), []
+        seen: dict[tuple[int, int], Read] = {}
+        for one in self.reads:
+            first = seen.setdefault((one.partition, one.offset), one)
+            if first is not one:
+                moments = f"{first.at - begin:.1f} s and {one.at - begin:.1f} s after the first"
+                wrong.append(f"{one.value} was read twice, {moments}")
         return wrong
 
     @staticmethod

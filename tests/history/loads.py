@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import trio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -55,7 +55,8 @@ class Load:
         wrong = self.history.judge(failures=failures, again=again)
         assert not wrong, f"{self.name}: {len(wrong)} faults: {wrong[:5]}; errors {self.history.errors[-5:]}"
 
-    async def _caught_up(self) -> None:
+    async def caught_up(self) -> None:
+        """Until everything acknowledged has been read."""
         deadline = trio.current_time() + CATCH_UP
         while missing := self.history.missing():
             if trio.current_time() > deadline:
@@ -68,14 +69,14 @@ class Load:
 
 def create(config: Mapping[str, Setting], topic: str, partitions: int = 3, **topic_config: str) -> None:
     """A topic, through whatever `config` names."""
-    made = AdminClient({**config, "log_level": 0}).create_topics(
-        [NewTopic(topic, num_partitions=partitions, config=topic_config)]
-    )
-    made[topic].result(30)
+    admin = AdminClient({**config, "log_level": 0})
+    admin.create_topics([NewTopic(topic, num_partitions=partitions, config=topic_config)])[topic].result(30)
 
 
-@asynccontextmanager
-async def _threads(load: Load, *works: Callable[[], None]) -> AsyncIterator[Load]:
+@contextmanager
+def working(load: Load, *works: Callable[[], None]) -> Iterator[Load]:
+    """Threads for a load's producer and consumer, ended in that order."""
+
     def run(work: Callable[[], None]) -> None:
         try:
             work()
@@ -86,17 +87,27 @@ async def _threads(load: Load, *works: Callable[[], None]) -> AsyncIterator[Load
     for thread in threads:
         thread.start()
     try:
+        yield load
+    finally:
+        load.stopping.set()
+        threads[0].join(CATCH_UP)
+        load.done.set()
+        for thread in threads:
+            thread.join(15)
+
+
+@asynccontextmanager
+async def _threads(load: Load, *works: Callable[[], None]) -> AsyncIterator[Load]:
+    stack = ExitStack()
+    stack.enter_context(working(load, *works))
+    try:
         await load.alive(1, FIRST)
         yield load
         load.stopping.set()
-        await trio.to_thread.run_sync(threads[0].join, CATCH_UP)
-        await load._caught_up()
+        await load.caught_up()
     finally:
-        load.stopping.set()
-        load.done.set()
         with trio.CancelScope(shield=True):
-            for thread in threads:
-                await trio.to_thread.run_sync(thread.join, 15)
+            await trio.to_thread.run_sync(stack.close)
 
 
 def _paced(load: Load, per_second: int) -> Callable[[], bool]:
@@ -111,11 +122,13 @@ def _paced(load: Load, per_second: int) -> Callable[[], bool]:
     return go_on
 
 
-@asynccontextmanager
-async def librdkafka(
+Works = tuple[Load, Callable[[], None], Callable[[], None]]
+
+
+def librdkafka_works(
     config: Mapping[str, Setting], topic: str, group: str, *, per_second: int = PER_SECOND, size: int = 0
-) -> AsyncIterator[Load]:
-    """confluent-kafka, an idempotent producer."""
+) -> Works:
+    """The parts of `librdkafka`, for `working`."""
     load = Load("librdkafka")
     history = load.history
 
@@ -157,7 +170,16 @@ async def librdkafka(
             history.read(message.partition() or 0, message.offset() or 0, value)
         consumer.close()
 
-    async with _threads(load, produce, consume):
+    return load, produce, consume
+
+
+@asynccontextmanager
+async def librdkafka(
+    config: Mapping[str, Setting], topic: str, group: str, *, per_second: int = PER_SECOND, size: int = 0
+) -> AsyncIterator[Load]:
+    """confluent-kafka, an idempotent producer."""
+    works = librdkafka_works(config, topic, group, per_second=per_second, size=size)
+    async with _threads(*works) as load:
         yield load
 
 
@@ -254,5 +276,5 @@ async def java(
             yield load
             load.stopping.set()
             take(await producer.stop())
-            await load._caught_up()
+            await load.caught_up()
             load.done.set()

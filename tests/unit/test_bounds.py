@@ -42,9 +42,7 @@ CALM = Waiting(
         ({"asked": False}, ("client_writing_since", LIMITS.write_timeout), "client_does_not_read"),
     ],
 )
-def test_a_wait_is_overdue_only_beyond_its_limit(
-    change: dict[str, Any], limit: tuple[str, float], reason: str
-) -> None:
+def test_a_wait_is_overdue_only_beyond_its_limit(change: dict[str, Any], limit: tuple[str, float], reason: str) -> None:
     field, seconds = limit
     last: dict[str, Any] = {field: NOW - seconds}
     later: dict[str, Any] = {field: NOW - seconds - 0.1}

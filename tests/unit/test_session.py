@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 
 import pytest
 import trio
@@ -12,6 +13,8 @@ from kafka_wire.codec import Message, decode
 from kafka_wire.frames import request_frame, response_frame
 from proxy.apis.contract import Call
 from proxy.session.session import MAX_IN_FLIGHT, MAX_MADE
+from proxy.session.surroundings import Budget
+from proxy.sweep import overdue
 from runtime.settings import Limits
 from tests.fixtures.calls import two_clusters, uuid, view_of
 from tests.fixtures.sessions import Talk, exactly, frame_of, talking
@@ -218,6 +221,51 @@ async def test_what_is_no_request_ends_the_session_and_is_counted(data: bytes, r
         assert dict(talk.around.metrics.refusals) == {reason: 1}
 
 
+async def test_memory_for_large_frames_is_not_kept_by_who_only_promises_them() -> None:
+    limits = Limits(buffered_bytes=10 << 20, frame_timeout=60)
+    async with talking(two_clusters(), {METADATA: say}, limits) as talk:
+        await talk.client.send_all(metadata(1, 1))
+        await frame_of(talk.client)
+        await talk.client.send_all(struct.pack(">ihhi", 10 << 20, METADATA, 9, 1) + bytes(100_000))
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        now = time.monotonic()
+        assert overdue(talk.session.waiting(now), limits, now) is None
+        assert overdue(talk.session.waiting(now + 30), limits, now + 30) is None  # nobody else needs it
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_wait_for, talk.around.budget)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            assert overdue(talk.session.waiting(now + 31), limits, now + 31) == "request_too_slow"
+            nursery.cancel_scope.cancel()
+
+
+async def _wait_for(budget: Budget) -> None:
+    async with budget.hold(1):
+        pass
+
+
+async def test_only_waits_for_the_client_count_as_its_slowness() -> None:
+    """Requests of others, the broker or the federation may keep a frame waiting much longer than its client may."""
+    limits = Limits(frame_timeout=10)
+    release = trio.Event()
+
+    async def slow(call: Call, version: int, request: Message) -> Message:
+        await release.wait()
+        return {"topics": []}
+
+    async with talking(two_clusters(), {METADATA: slow}, limits) as talk:
+        await talk.client.send_all(metadata(1, 1) + metadata(1, 2)[:9])
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        now = time.monotonic()
+        for later in (0, 20, 40):
+            assert overdue(talk.session.waiting(now + later), limits, now + later) is None
+        release.set()
+        await frame_of(talk.client)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert overdue(talk.session.waiting(now + 41), limits, now + 41) is None
+        assert overdue(talk.session.waiting(now + 50), limits, now + 50) is None
+        assert overdue(talk.session.waiting(now + 52), limits, now + 52) == "request_too_slow"
+
+
 async def test_a_large_produce_that_is_torn_tears_the_brokers_connection_too() -> None:
     """What has gone upstream must not be completed by another request."""
     async with talking(two_clusters()) as talk:
@@ -295,6 +343,24 @@ async def test_what_was_sent_before_the_end_is_still_executed_and_answered() -> 
         await broker.send_all(answer(11, 1, [part(0, b"last")]))
         assert b"last" in await frame_of(talk.client)
         assert await talk.client.receive_some() == b""
+
+
+async def test_a_thousand_requests_at_once_leave_others_their_turn() -> None:
+    others = 0
+
+    async def look_around() -> None:
+        nonlocal others
+        while True:
+            others += 1
+            await trio.lowlevel.checkpoint()
+
+    async with talking(two_clusters(), {METADATA: say}) as talk, trio.open_nursery() as nursery:
+        await talk.client.send_all(b"".join(metadata(1, number) for number in range(1000)))
+        nursery.start_soon(look_around)
+        for _ in range(1000):
+            await frame_of(talk.client)
+        nursery.cancel_scope.cancel()
+    assert others > 900, "it handled them all without stepping aside"
 
 
 async def test_a_bug_in_a_handler_ends_its_session_only_and_is_counted() -> None:
