@@ -22,6 +22,8 @@ async def connect(host: str, port: int, context: ssl.SSLContext | None, timeout:
         cause = error.__cause__ or error
         raise ChannelClosed(f"no connection to {peer}: {getattr(cause, 'strerror', None) or cause}") from None
     plain = socket.socket(fileno=stream.socket.detach())
+    # trio keeps at most 16 KiB unsent on its streams; a frame of a megabyte would then take dozens of wake-ups.
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
     if context is None:
         return PlainChannel(plain, peer)
     # The name is sent in any case (SNI); whether the certificate must bear it is the context's business.
