@@ -1,0 +1,149 @@
+"""Logins and credentials that end while clients work: re-authentication, and passwords replaced."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import trio
+from confluent_kafka import Consumer, Producer
+
+from tests.fixtures.clusters import USERS
+from tests.fixtures.names import Names
+from tests.fixtures.security import coordinate, grant, make_topics, user_acls
+from tools.java_client import Jvm
+from tools.local_cluster import Cluster, ClusterSpec, Ports
+from tools.local_cluster.cluster import Setting
+from tools.local_cluster.spec import Mechanism
+from tools.local_cluster.tls import Authority
+from tools.local_federation import Federation, run_federation
+
+LIFETIME_MS = 3000
+SECONDS = 8.0  # several lifetimes
+
+
+class Renewing:
+    """A cluster that wants a new login every few seconds, and a federation over it."""
+
+    def __init__(self, cluster: Cluster, federation: Federation, certificates_port: int) -> None:
+        self.cluster = cluster
+        self.federation = federation
+        self.certificates_port = certificates_port
+
+    def java(self, mechanism: Mechanism = "SCRAM-SHA-512") -> dict[str, str]:
+        made = self.cluster.java("SASL_PLAINTEXT", user="alice", mechanism=mechanism)
+        return {**made, "bootstrap.servers": self.federation.bootstrap()}
+
+    def librdkafka(self, mechanism: Mechanism = "SCRAM-SHA-512") -> dict[str, Setting]:
+        made = self.cluster.librdkafka("SASL_PLAINTEXT", user="alice", mechanism=mechanism)
+        return {**made, "bootstrap.servers": self.federation.bootstrap()}
+
+    def count(self, metric: str, **labels: str) -> float:
+        """The sum of a counter over all workers."""
+        wanted = [f'{name}="{value}"' for name, value in labels.items()]
+        lines = [line for line in self.federation.ask("/metrics").splitlines() if line.startswith(metric + "{")]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(one in line for one in wanted))
+
+
+@pytest.fixture(scope="module")
+def renewing(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Renewing]:
+    spec = ClusterSpec(
+        "renewing",
+        listeners=("SASL_PLAINTEXT",),
+        users=USERS,
+        authorizer=True,
+        delegation_tokens=True,
+        overrides={"connections.max.reauth.ms": str(LIFETIME_MS)},
+    )
+    carol, proxy = authority.client("carol"), authority.server("renewing-proxy")
+    with Cluster(spec) as cluster, Ports(9, consecutive=True) as ports:
+        trio.run(grant, cluster, *user_acls("east", carol.principal))
+        trio.run(coordinate, cluster)
+        first = ports.numbers[0]
+        certificates = {
+            "name": "certificates",
+            "bind": "127.0.0.1",
+            "port": first,
+            "broker_ports": f"{first + 1}-{first + 8}",
+            "tls": {"cert": str(proxy.chain), "key": str(proxy.key), "client_ca": str(authority.ca_file)},
+        }
+        service = {"mechanism": "SCRAM-SHA-256", "username": "kfed", "password": USERS["kfed"]}
+        directory = tmp_path_factory.mktemp("renewing")
+        with run_federation([cluster], directory=directory, clusters={"renewing": {"sasl": service}}) as federation:
+            federation.stop()
+            listeners = [*federation.settings["proxy"]["listeners"], certificates]
+            federation.write(proxy={"listeners": listeners, "workers": 1}, log={"level": "debug"})
+            federation.start()
+            yield Renewing(cluster, federation, first)
+
+
+class Load:
+    """Records written and read by librdkafka until `stop`, and what went wrong."""
+
+    def __init__(self, config: dict[str, Setting], topic: str, group: str) -> None:
+        self.errors: list[str] = []
+        self.delivered = self.taken = 0
+        self._stop = threading.Event()
+        told = lambda error: self.errors.append(f"librdkafka: {error}")  # noqa: E731
+        own = {**config, "error_cb": told}
+        self._producer = Producer(own)
+        self._consumer = Consumer({**own, "group.id": group, "auto.offset.reset": "earliest"})
+        self._topic = topic
+
+    def _answered(self, error: object, _: object) -> None:
+        if error is None:
+            self.delivered += 1
+        else:
+            self.errors.append(f"record: {error}")
+
+    def run(self) -> None:
+        self._consumer.subscribe([self._topic])
+        while not self._stop.is_set() or self.taken < self.delivered:
+            if not self._stop.is_set():
+                self._producer.produce(self._topic, b"r-", on_delivery=self._answered)
+            else:
+                self._producer.flush(10)
+            self._producer.poll(0)
+            message = self._consumer.poll(0.005)
+            if message is not None and message.error():
+                self.errors.append(f"read: {message.error()}")
+            elif message is not None and (message.value() or b"").startswith(b"r-"):
+                self.taken += 1
+        self._consumer.close()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
+async def work(jvm: Jvm, java: dict[str, str], load: Load, topic: str) -> None:
+    """Both libraries under load for several lifetimes of a login, and not an error."""
+    async with jvm.producer(java, linger_ms="0") as producer, jvm.consumer(java) as consumer:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, load.run)
+            await consumer.assign((topic, 0))
+            await producer.start(topic, per_second=50, prefix="j-")
+            await trio.sleep(SECONDS)  # the load's length
+            sent = await producer.stop()
+            load.stop()
+        assert [one.error for one in sent if one.error is not None] == []
+        taken = await consumer.read(len(sent) + load.delivered, 20)
+        assert [event for event in taken.events if event.kind == "error"] == []
+        assert len(taken.records) == len(sent) + load.delivered > 100
+    assert load.errors == []
+
+
+async def test_logins_are_renewed_under_load(renewing: Renewing, names: Names, jvm: Jvm) -> None:
+    mechanisms: tuple[Mechanism, ...] = ("PLAIN", "SCRAM-SHA-512", "OAUTHBEARER")
+    topics = [names.topic(f"shared-{mechanism}") for mechanism in mechanisms]
+    await make_topics(renewing.cluster, *topics)
+    before = renewing.count("kfed_requests_total", api="SaslHandshake")
+    accepted = renewing.count("kfed_connections_accepted_total")
+    with trio.fail_after(90):
+        async with trio.open_nursery() as nursery:
+            for mechanism, topic in zip(mechanisms, topics, strict=True):
+                load = Load(renewing.librdkafka(mechanism), topic, topic)
+                nursery.start_soon(work, jvm, renewing.java(mechanism), load, topic)
+    logins = renewing.count("kfed_requests_total", api="SaslHandshake") - before
+    connections = renewing.count("kfed_connections_accepted_total") - accepted
+    assert logins > 1.8 * connections, (logins, connections)
