@@ -71,17 +71,20 @@ async def test_the_server_ends_in_order_on_sigterm(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "metadata_service.store.embedded_server", str(tmp_path)]
     process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None
-    printed = b""
-    while not printed.endswith(b"\n"):
-        printed += await process.stdout.receive_some()
-    assert printed == b"ready\n"
     backend = EmbeddedBackend(default_socket(tmp_path))
-    async with (await open_backend(backend)).follow("") as following:
-        await anext(following)
-        process.terminate()
-        with trio.fail_after(5):
-            assert await process.wait() == 0
-    await backend.aclose()
+    try:
+        printed = b""
+        while not printed.endswith(b"\n"):
+            printed += await process.stdout.receive_some()
+        assert printed == b"ready\n"
+        async with (await open_backend(backend)).follow("") as following:
+            await anext(following)
+            process.terminate()
+            with trio.fail_after(5):
+                assert await process.wait() == 0
+    finally:
+        process.kill()
+        await backend.aclose()
 
 
 async def test_only_the_owner_reaches_it(local: OpenedStore, tmp_path: Path) -> None:

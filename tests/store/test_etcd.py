@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from metadata_service.store.contract import Change, Put, Snapshot, StoreRefused, StoreUnavailable, Unchanged
+from metadata_service.store.contract import (
+    Change,
+    Compacted,
+    Delete,
+    Put,
+    Snapshot,
+    StoreRefused,
+    StoreUnavailable,
+    Unchanged,
+)
 from metadata_service.store.etcd import EtcdBackend
-from metadata_service.store.etcd_channel import EtcdSettings
+from metadata_service.store.etcd_channel import EtcdSettings, Link
 from metadata_service.store.open import open_store
 from metadata_service.store.opened import OpenedStore, open_backend
 from runtime.settings import EtcdStore, SettingsError, TlsClient
@@ -280,6 +289,21 @@ async def commit_until(store: OpenedStore, count: int, value: str) -> list[int]:
             except StoreUnavailable:
                 continue
     return revisions
+
+
+async def test_a_release_that_reports_progress_and_still_loses_deletes(
+    shared_etcd: Etcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3.5.8 to 3.5.19: a delete at exactly the compacted revision never comes, and progress is reported past it."""
+    monkeypatch.setattr(Link, "reports_progress", True)
+    settings = EtcdSettings(endpoints=(shared_etcd.endpoint,), prefix=f"/kfed/{federation()}/")
+    async with opened(settings) as store:
+        await store.commit([], [Put("a", b"")])
+        done = await store.commit([], [Delete("a")])
+        await store.compact(done.revision)
+        async with store.watch("a", done.revision) as watch:
+            with trio.fail_after(10), pytest.raises(Compacted):
+                await anext(watch)
 
 
 async def test_children_can_be_started_while_grpc_is_at_work(shared_etcd: Etcd) -> None:

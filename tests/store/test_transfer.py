@@ -10,6 +10,7 @@ import trio
 
 from metadata_service.store.contract import (
     Backend,
+    Delete,
     Put,
     SchemaTooNew,
     StoreError,
@@ -18,7 +19,7 @@ from metadata_service.store.contract import (
     StoreUnavailable,
 )
 from metadata_service.store.opened import SCHEMA, OpenedStore
-from metadata_service.store.transfer import export, import_
+from metadata_service.store.transfer import IMPORTING_KEY, export, import_
 from tests.store.servers import Server, opened
 
 MANY = {f"topics/{number:04}": b"x" * 3000 for number in range(700)} | {
@@ -127,6 +128,38 @@ async def test_an_import_that_breaks_off_anywhere_changes_nothing(server: Server
     async with opened(server) as store:
         assert await content(store) == new
         assert len((await store.backend.range(None, "")).items) == len(new) + 1
+
+
+async def test_an_import_that_lost_its_lock_changes_nothing(server: Server) -> None:
+    """It stood still for longer than its lease, and another may be at work."""
+    async with opened(server) as store:
+        await fill(store, {"old": b"1"})
+    document = await exported(server)
+    document["items"] = [{"key": f"{number:03}", "text": "x"} for number in range(300)]
+    for commits in range(1, 5):
+        async with opened(server) as store:
+            store.backend = Losing(store.backend, commits)
+            with pytest.raises(StoreError):
+                await import_(store, document, replace=True, settle=0.0)
+        async with opened(server) as store:
+            assert await content(store) == {"old": b"1"}
+
+
+class Losing:
+    """A backend whose import lock is gone after so many commits."""
+
+    def __init__(self, backend: Backend, commits: int) -> None:
+        self._backend = backend
+        self._left = commits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    async def commit(self, *arguments: Any) -> Any:
+        if self._left == 0:
+            await self._backend.commit(None, [], [Delete(IMPORTING_KEY)], [])
+        self._left -= 1
+        return await self._backend.commit(*arguments)
 
 
 async def test_two_imports_exclude_each_other(server: Server) -> None:

@@ -177,10 +177,15 @@ async def test_being_cancelled_while_waiting_loses_nothing(store: Store) -> None
     assert view.snapshots == 1
 
 
-async def test_following_survives_a_killed_server(server: Server) -> None:
+@pytest.mark.parametrize("progress_interval", [0.1, 60.0])
+async def test_following_survives_a_killed_server(server: Server, progress_interval: float) -> None:
     """Killed and started again between writes: no change is missing or comes twice, without a new snapshot."""
     view = View()
-    async with opened(server) as store, opened(server) as writer, store.follow("") as following:
+    async with (
+        opened(server, progress_interval=progress_interval) as store,
+        opened(server) as writer,
+        store.follow("") as following,
+    ):
         view.apply(await anext(following))
         acknowledged: list[int] = []
         for _ in range(3):
