@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafka_wire.batches import intact, split, stamp, walk, whole
@@ -25,6 +25,7 @@ def record_lists(draw: st.DrawFn) -> list[Record]:
     return out
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(record_lists(), st.integers(0, 4)), max_size=4), st.integers(0, 2000))
 def test_round_trip(content: list[tuple[list[Record], int]], cut: int) -> None:
     log = bytearray(b"".join(encode_batch(records, codec=codec) for records, codec in content))
@@ -43,6 +44,7 @@ def test_round_trip(content: list[tuple[list[Record], int]], cut: int) -> None:
         assert decode_records(part, after) == moved
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=200), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6), record_lists()
 )
