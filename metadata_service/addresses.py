@@ -7,7 +7,7 @@ their cluster for good.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from metadata_service.models import MAX_CLUSTER_INDEX, STRIDE, AddressBook, ClusterRecord
@@ -35,7 +35,7 @@ def numberable(broker: int) -> bool:
     return 0 <= broker < STRIDE
 
 
-def allocate(book: AddressBook, ports: range, brokers: Iterable[tuple[str, int]]) -> Allocation:
+def allocate(book: AddressBook, ports: Sequence[int], brokers: Iterable[tuple[str, int]]) -> Allocation:
     """A port for each (cluster, broker id) that has none: the lowest one free, in the order of `brokers`.
 
     Ports outside `ports` that were given before stay. Broker ids that cannot be numbered get none and are not

@@ -132,7 +132,7 @@ class Controller:
         member = self._member
         await seed(member.store, self._settings)
         await member.settled()
-        house = Housekeeping(member, self._settings.proxy.listeners, guard)
+        house = Housekeeping(member, self._settings, guard)
         homes = Homekeeping(member, guard)
         self.inventory = Inventory(member, guard)
         self.leading = True

@@ -35,6 +35,7 @@ INTERVAL = 5.0  # seconds between two looks at a cluster
 CLOSEST = 0.05  # ... and at least this between two that were asked for
 OFFERS_INTERVAL = 60.0  # versions and features of every broker; also at once when the brokers change
 CALL_TIMEOUT = 10.0
+BROKERS_TIMEOUT = 4.0  # for finding any broker: a start waits for it, and the next look has its own pause
 STAY = 60.0  # on one broker: one that is cut off from its controller must not be believed for ever
 AWAY_FIRST, AWAY_LAST = 0.5, 10.0
 
@@ -248,7 +249,7 @@ class Discovery:
         old = one.connection
         if old is not None and old.usable() and trio.current_time() - one.connected_at < STAY:
             return old
-        brokers = await client.refresh(CALL_TIMEOUT)
+        brokers = await client.refresh(BROKERS_TIMEOUT)
         choices = [number for number in brokers if number != one.connected_to] or [*brokers]
         random.shuffle(choices)
         self._drop(one)

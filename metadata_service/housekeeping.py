@@ -29,7 +29,7 @@ from metadata_service.stubs import make_stub
 from metadata_service.topics import Topics
 from metadata_service.view import ClusterView, View
 from runtime import logging
-from runtime.settings import Listener, port_range
+from runtime.settings import Settings, broker_ports
 
 log = logging.get(__name__)
 
@@ -42,9 +42,9 @@ HISTORY_MAX = 10_000
 class Housekeeping:
     """`guard` holds as long as this process is the active controller."""
 
-    def __init__(self, member: Member, listeners: tuple[Listener, ...], guard: Unchanged) -> None:
+    def __init__(self, member: Member, settings: Settings, guard: Unchanged) -> None:
         self._member = member
-        self._listeners = listeners
+        self._settings = settings
         self._guard = guard
         self._topics = Topics(member.store, member.following, member.clients, member.discovery, (guard,))
         self._missing_since: dict[str, float] = {}
@@ -138,10 +138,10 @@ class Housekeeping:
             if cluster.record.state == "active"
             for broker in sorted(cluster.snapshot.brokers)
         ]
-        for listener in self._listeners:
+        for listener in self._settings.proxy.listeners:
             if listener.broker_ports is None:
                 continue
-            ports = port_range(listener.broker_ports, f"proxy.listeners.{listener.name}.broker_ports")
+            ports = broker_ports(self._settings, listener)
             left_out = allocate(view.addresses.get(listener.name, AddressBook()), ports, brokers)
             if left_out.left_out != self._left_out.get(listener.name, ()):
                 self._left_out[listener.name] = left_out.left_out

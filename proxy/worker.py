@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import trio
@@ -22,14 +22,17 @@ from kafka_client.security import Tls, ssl_context
 from kafka_wire.codec import Message, decode
 from metadata_service.failures import ViewBehind
 from metadata_service.member import Member, join
+from metadata_service.store.clock import Backoff
+from metadata_service.store.contract import StoreUnavailable
 from metadata_service.store.open import open_store
+from metadata_service.store.opened import OpenedStore
 from metadata_service.view import ClusterView, View
 from proxy.addresses import address, broker_of_host
 from proxy.apis import data
 from proxy.apis.contract import ClusterAway
 from proxy.apis.discretion import discreet
 from proxy.apis.metadata_encoding import encoded_metadata
-from proxy.apis.registry import HANDLERS
+from proxy.apis.registry import ENCODED, HANDLERS
 from proxy.client_certificates import ClientCertificates
 from proxy.identity import CallerPool
 from proxy.identity.asking import Asking
@@ -106,7 +109,7 @@ class Worker:
                 timeout = self.settings.proxy.limits.connect_timeout
                 channel = await upstream.connect(brokers[one].host, brokers[one].port, _tls_of(known), timeout)
                 if principal is not None:
-                    await self.certificates.log_in(channel, cluster, principal)
+                    channel.login_due = await self.certificates.log_in(channel, cluster, one, principal)
                 counters.reachable = True
                 return channel, one
             except (ChannelClosed, OSError) as error:  # OSError: its TLS files
@@ -118,20 +121,18 @@ class Worker:
         raise ClusterAway(cluster, reason)
 
     async def _encoded_metadata(self, call: SessionCall, version: int, frame: bytes, body: int) -> bytes | None:
-        """Metadata out of cached bytes, where everybody may see everything."""
+        """Metadata out of cached bytes; without asking for rights where everybody may see everything."""
         if not self._open_to_all:
-            return None
+            return await ENCODED[METADATA](call, version, frame, body)
         request: Message = decode("request", METADATA, version, frame, body)
         if request.get("include_cluster_authorized_operations") or request.get("include_topic_authorized_operations"):
             return None
         topics = request["topics"]
-        names: tuple[str, ...] | None
         if topics is None or (version == 0 and not topics):
-            names = None
-        else:
-            if any(one["name"] is None for one in topics):
-                return None
-            names = tuple(one["name"] for one in topics)
+            return encoded_metadata(self.view, call.listener, version, None, call.address)
+        if any(one["name"] is None for one in topics):
+            return None
+        names = tuple(one["name"] for one in topics)
         return encoded_metadata(self.view, call.listener, version, names, call.address)
 
     async def _watch_authority(self, pool: CallerPool) -> None:
@@ -291,9 +292,23 @@ class Worker:
     # -- the process ----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[OpenedStore]:
+        """The store; waits, with pauses, as long as it is away."""
+        backoff = Backoff(0.2, 5.0)
+        async with AsyncExitStack() as stack:
+            store: OpenedStore | None = None
+            while store is None:
+                try:
+                    store = await stack.enter_async_context(open_store(self.settings.store, self.settings.federation))
+                except StoreUnavailable as error:
+                    log.warning("waiting for the store", error=str(error))
+                    await backoff.pause()
+            yield store
+
+    @asynccontextmanager
     async def _joined(self) -> AsyncIterator[Member]:
         async with (
-            open_store(self.settings.store, self.settings.federation) as store,
+            self._opened() as store,
             join(
                 store,
                 instance=self.instance,
@@ -349,6 +364,7 @@ class Worker:
             identity=Asking(pool),
             handlers={key: discreet(key, one) for key, one in {**HANDLERS, **data.HANDLERS}.items()},
             connect=self._connect,
+            log_in_again=self.certificates.renew,
             address=self._address,
             limits=self.settings.proxy.limits,
             metrics=self.metrics,

@@ -14,6 +14,7 @@ from kafka_wire.errors import ERROR
 from kafka_wire.produce_view import TOPIC_IDS_FROM
 from metadata_service.view import View
 from proxy.apis.contract import Call, CloseConnection, Handler
+from proxy.apis.transactions import note_refused
 from proxy.session.judge import FETCH, FETCH_TOPIC_IDS_FROM, PRODUCE, topic_passes
 
 # From these versions on a client understands TRANSACTION_ABORTABLE (KIP-890) and NOT_LEADER hints.
@@ -62,6 +63,7 @@ async def produce(call: Call, version: int, request: Message) -> Message:
         # A transaction lives on its home, and the first topic an id names decides where that is.
         home = await call.federation.transaction_writes(transactional_id, call.cluster)
         if home != call.cluster:
+            note_refused(transactional_id)
             abort = ERROR.TRANSACTION_ABORTABLE if version >= ABORTABLE_FROM else ERROR.TOPIC_AUTHORIZATION_FAILED
             errors = {topic: error or int(abort) for topic, error in errors.items()}
     allowed = [topic for topic in topics if not errors[topic[field]]]
