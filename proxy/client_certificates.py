@@ -5,12 +5,13 @@ The name is made as Kafka's DefaultKafkaPrincipalBuilder makes it: `User:` and t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import trio
 
-from kafka_client import AuthenticationFailed, ClientError
+from kafka_client import AuthenticationFailed, ClientError, Sasl
 from kafka_client.sasl import exchange
 from kafka_wire.codec import DecodeError, Message
 from kafka_wire.errors import error_name
@@ -21,8 +22,9 @@ from proxy.identity.tokens import TokensUnavailable
 from proxy.transport.channel import Channel, ChannelClosed, Inbox
 
 SASL_HANDSHAKE, SASL_AUTHENTICATE = 17, 36
-MECHANISM = "SCRAM-SHA-512"
+MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256")  # a token is good for whichever a listener has
 LOGIN_TIMEOUT = 10.0
+RENEW_AT = 0.85  # of a login's lifetime (connections.max.reauth.ms)
 _SHORT = {
     "commonName": "CN",
     "localityName": "L",
@@ -59,31 +61,61 @@ class ClientCertificates:
 
     def __init__(self, pool: CallerPool) -> None:
         self._pool = pool
+        self._mechanisms: dict[str, str] = {}
 
     def principal(self, certificate: Mapping[str, Any]) -> str:
         """`"User:CN=alice,O=Example"`."""
         return f"User:{distinguished_name(certificate)}"
 
-    async def log_in(self, channel: Channel, cluster: str, principal: str) -> None:
+    async def log_in(self, channel: Channel, cluster: str, broker: int, principal: str) -> float:
         """Authenticate a fresh connection as `principal` with a delegation token of the cluster.
+
+        Returns when to `renew` it (monotonic seconds; 0.0: never).
 
         Raises:
             ClusterAway: there is no token for it, or the broker does not take it. ChannelClosed.
         """
+
+        async def ask(key: int, version: int, message: Message) -> Message:
+            return await self._ask(channel, key, version, message)
+
+        try:
+            return await self.renew(ask, cluster, broker, principal)
+        except ClusterAway:
+            channel.close()
+            raise
+
+    async def renew(
+        self, ask: Callable[[int, int, Message], Awaitable[Message]], cluster: str, broker: int, principal: str
+    ) -> float:
+        """The same over a connection in use (KIP-368): nothing else may be sent on it meanwhile. Raises ClusterAway."""
+        vault, owner = self._pool.vault, Principal.parse(principal)
+        mechanism = self._mechanisms.get(cluster, MECHANISMS[0])
+        sasl: Sasl | None = None
         try:
             with trio.fail_after(LOGIN_TIMEOUT):
-                sasl = await self._pool.vault.credentials(cluster, Principal.parse(principal), MECHANISM)
+                sasl = await vault.credentials(cluster, owner, mechanism)
+                await vault.known_at(cluster, owner, broker)
                 steps = exchange(sasl)
-                await self._ask(channel, SASL_HANDSHAKE, 1, {"mechanism": MECHANISM})
+                began = time.monotonic()
+                greeting = await ask(SASL_HANDSHAKE, 1, {"mechanism": mechanism})
+                others = [one for one in MECHANISMS if one in greeting["mechanisms"]]
+                if others and mechanism not in others:
+                    self._mechanisms[cluster] = others[0]  # the client's next connection takes it
+                _checked(greeting)
                 message: bytes | None = steps.start()
+                lifetime = 0
                 while message is not None:
-                    answer = await self._ask(channel, SASL_AUTHENTICATE, 2, {"auth_bytes": message})
+                    answer = _checked(await ask(SASL_AUTHENTICATE, 2, {"auth_bytes": message}))
+                    lifetime = answer["session_lifetime_ms"]
                     message = steps.answer(answer["auth_bytes"])
-        except (TokensUnavailable, AuthenticationFailed, ClientError, DecodeError) as error:
-            channel.close()
+                return began + lifetime / 1000 * RENEW_AT if lifetime else 0.0
+        except (TokensUnavailable, ClientError, DecodeError) as error:
+            if isinstance(error, AuthenticationFailed) and sasl is not None:
+                # Expired behind our back, or the brokers' secret changed: the next login makes a new one.
+                vault.forget(cluster, owner, sasl.username)
             raise ClusterAway(cluster, f"no login for the certificate's principal: {error}") from None
         except trio.TooSlowError:
-            channel.close()
             raise ClusterAway(cluster, f"no login within {LOGIN_TIMEOUT:g} s") from None
 
     async def _ask(self, channel: Channel, key: int, version: int, message: Message) -> Message:
@@ -96,7 +128,10 @@ class ClientCertificates:
             raise ChannelClosed("a SASL answer of more than 1 MiB")
         frame = bytearray(size)
         await inbox.whole(memoryview(frame))
-        answer = parse_response(key, version, frame)[1]
-        if answer["error_code"]:
-            raise AuthenticationFailed(f"the broker answered {error_name(answer['error_code'])}", answer["error_code"])
-        return answer
+        return parse_response(key, version, frame)[1]
+
+
+def _checked(answer: Message) -> Message:
+    if answer["error_code"]:
+        raise AuthenticationFailed(f"the broker answered {error_name(answer['error_code'])}", answer["error_code"])
+    return answer

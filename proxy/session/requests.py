@@ -57,6 +57,10 @@ async def _read_requests(session: Session) -> None:
             return  # what has been read so far was passed on to nobody: the client asks elsewhere
         if not session.frame_since:
             session.frame_since = time.monotonic()
+        if session.upstream is not None and 0 < session.upstream.login_due < time.monotonic():
+            inbox.keep(window)
+            await session.log_in_again()
+            continue
         (size,) = _SIZE.unpack_from(window)
         lowest = 0 if session.raw_tokens else 8
         if not lowest <= size <= limits.max_request_bytes:

@@ -195,6 +195,17 @@ class Session:
             self._nursery.start_soon(write_responses, self)
         return self.upstream
 
+    async def log_in_again(self) -> None:
+        """Renew the login of a certificate's principal. Raises CloseConnection."""
+        upstream = self.upstream
+        assert upstream is not None and self.mapped_principal is not None and self.around.log_in_again is not None
+        try:
+            upstream.login_due = await self.around.log_in_again(
+                self.inner, self.cluster, self.upstream_broker, self.mapped_principal
+            )
+        except ClusterAway as away:
+            raise CloseConnection(str(away)) from None
+
     async def room(self) -> None:
         """Wait while too many requests owe an answer."""
         while len(self.slots) >= MAX_IN_FLIGHT:

@@ -100,6 +100,10 @@ class Surroundings:
     connect: Callable[[str, int, str | None], Awaitable[tuple[Channel, int]]]
     # (listener, cluster, physical broker id) -> (advertised host, port) of the virtual broker, None if none is given
     address: Callable[[str, str, int], tuple[str, int] | None]
+    # Renews a login made by `connect`: (how to ask on the connection, cluster, broker, principal) -> when next.
+    log_in_again: (
+        Callable[[Callable[[int, int, Message], Awaitable[Message]], str, int, str], Awaitable[float]] | None
+    ) = None
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
     pipes: Pipes = field(default_factory=Pipes)

@@ -36,6 +36,7 @@ class Channel(Protocol):
     writing_since: float
     reading_since: float
     peer: str
+    login_due: float  # when a login made here is to be renewed (monotonic seconds); 0.0: none was made, or never
 
     @property
     def descriptor(self) -> int:
@@ -57,14 +58,14 @@ class Channel(Protocol):
 class PlainChannel:
     """TCP. `data` passed to `send` may be lent memory: what cannot be sent at once is copied before waiting."""
 
-    __slots__ = ("_turns", "peer", "reading_since", "sock", "writing_since")
+    __slots__ = ("_turns", "login_due", "peer", "reading_since", "sock", "writing_since")
 
     def __init__(self, sock: socket.socket, peer: str) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self.peer = peer
-        self.reading_since = self.writing_since = 0.0
+        self.reading_since = self.writing_since = self.login_due = 0.0
         self._turns = 0
 
     @property
@@ -149,12 +150,12 @@ class PlainChannel:
 class TlsChannel:
     """TLS over TCP, through trio's SSLStream."""
 
-    __slots__ = ("_stream", "peer", "reading_since", "writing_since")
+    __slots__ = ("_stream", "login_due", "peer", "reading_since", "writing_since")
 
     def __init__(self, stream: trio.SSLStream[trio.SocketStream], peer: str) -> None:
         self._stream = stream
         self.peer = peer
-        self.reading_since = self.writing_since = 0.0
+        self.reading_since = self.writing_since = self.login_due = 0.0
 
     @property
     def descriptor(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +17,7 @@ from tools.java_client import Jvm
 from tools.local_cluster import Cluster, ClusterSpec, Ports
 from tools.local_cluster.cluster import Setting
 from tools.local_cluster.spec import Mechanism
-from tools.local_cluster.tls import Authority
+from tools.local_cluster.tls import Authority, Certificate
 from tools.local_federation import Federation, run_federation
 
 LIFETIME_MS = 3000
@@ -26,7 +27,8 @@ SECONDS = 8.0  # several lifetimes
 class Renewing:
     """A cluster that wants a new login every few seconds, and a federation over it."""
 
-    def __init__(self, cluster: Cluster, federation: Federation, certificates_port: int) -> None:
+    def __init__(self, cluster: Cluster, federation: Federation, certificates_port: int, carol: Certificate) -> None:
+        self.carol = carol
         self.cluster = cluster
         self.federation = federation
         self.certificates_port = certificates_port
@@ -75,7 +77,7 @@ def renewing(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> 
             listeners = [*federation.settings["proxy"]["listeners"], certificates]
             federation.write(proxy={"listeners": listeners, "workers": 1}, log={"level": "debug"})
             federation.start()
-            yield Renewing(cluster, federation, first)
+            yield Renewing(cluster, federation, first, carol)
 
 
 class Load:
@@ -99,17 +101,20 @@ class Load:
 
     def run(self) -> None:
         self._consumer.subscribe([self._topic])
+        following = time.monotonic()
         while not self._stop.is_set() or self.taken < self.delivered:
-            if not self._stop.is_set():
-                self._producer.produce(self._topic, b"r-", on_delivery=self._answered)
-            else:
+            if self._stop.is_set():
                 self._producer.flush(10)
+            elif time.monotonic() >= following:
+                self._producer.produce(self._topic, b"r-", on_delivery=self._answered)
+                following += 0.005
             self._producer.poll(0)
             message = self._consumer.poll(0.005)
             if message is not None and message.error():
                 self.errors.append(f"read: {message.error()}")
             elif message is not None and (message.value() or b"").startswith(b"r-"):
                 self.taken += 1
+        self._producer.flush(10)
         self._consumer.close()
 
     def stop(self) -> None:
@@ -147,3 +152,33 @@ async def test_logins_are_renewed_under_load(renewing: Renewing, names: Names, j
     logins = renewing.count("kfed_requests_total", api="SaslHandshake") - before
     connections = renewing.count("kfed_connections_accepted_total") - accepted
     assert logins > 1.8 * connections, (logins, connections)
+
+
+async def test_a_certificates_login_is_renewed_here(
+    renewing: Renewing, authority: Authority, names: Names, jvm: Jvm
+) -> None:
+    """Clients with certificates know nothing of logins: none may end under them."""
+    topic = names.topic("carols")
+    await make_topics(renewing.cluster, topic)
+    carol = renewing.carol
+    address = f"127.0.0.1:{renewing.certificates_port}"
+    rdkafka: dict[str, Setting] = {
+        "bootstrap.servers": address,
+        "security.protocol": "SSL",
+        "ssl.ca.location": str(authority.ca_file),
+        "ssl.certificate.location": str(carol.chain),
+        "ssl.key.location": str(carol.key),
+    }
+    java = {
+        "bootstrap.servers": address,
+        "security.protocol": "SSL",
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": str(authority.ca_file),
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": str(carol.both),
+    }
+    accepted = renewing.count("kfed_connections_accepted_total", listener="certificates")
+    with trio.fail_after(90):
+        await work(jvm, java, Load(rdkafka, topic, names.group("carols")), topic)
+    # Bootstrap, leader and coordinator of each client, once.
+    assert renewing.count("kfed_connections_accepted_total", listener="certificates") - accepted <= 14

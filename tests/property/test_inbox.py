@@ -15,7 +15,7 @@ SCRATCH = 64
 class Scripted:
     """A channel whose bytes arrive in given pieces; other inboxes use the scratch while it waits."""
 
-    writing_since = reading_since = 0.0
+    writing_since = reading_since = login_due = 0.0
     peer = "scripted"
     descriptor = -1
 
