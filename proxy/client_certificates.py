@@ -11,17 +11,21 @@ from typing import Any
 
 import trio
 
-from kafka_client import AuthenticationFailed, ClientError, Sasl
+from kafka_client import AuthenticationFailed, ClientError, ClusterClient, Sasl
 from kafka_client.sasl import exchange
 from kafka_wire.codec import DecodeError, Message
-from kafka_wire.errors import error_name
+from kafka_wire.errors import ERROR, error_name
 from kafka_wire.frames import parse_response, request_frame
 from proxy.apis.contract import ClusterAway
 from proxy.identity import CallerPool, Principal
 from proxy.identity.tokens import TokensUnavailable
 from proxy.transport.channel import Channel, ChannelClosed, Inbox
+from runtime import logging
+from runtime.settings import SettingsError
 
-SASL_HANDSHAKE, SASL_AUTHENTICATE = 17, 36
+log = logging.get(__name__)
+
+SASL_HANDSHAKE, SASL_AUTHENTICATE, DESCRIBE_TOKENS = 17, 36, 41
 MECHANISMS = ("SCRAM-SHA-512", "SCRAM-SHA-256")  # a token is good for whichever a listener has
 LOGIN_TIMEOUT = 10.0
 RENEW_AT = 0.85  # of a login's lifetime (connections.max.reauth.ms)
@@ -62,6 +66,27 @@ class ClientCertificates:
     def __init__(self, pool: CallerPool) -> None:
         self._pool = pool
         self._mechanisms: dict[str, str] = {}
+
+    async def check(self, clusters: Mapping[str, ClusterClient | None]) -> None:
+        """Whether every cluster can serve such clients. Raises SettingsError for one that says that it cannot."""
+        for name, service in clusters.items():
+            if service is None or service.security.sasl is None:
+                why, what = "asks for no login", f"give clusters.{name}.sasl"
+            else:
+                try:
+                    answer = await service.call(DESCRIBE_TOKENS, {"owners": []}, timeout=LOGIN_TIMEOUT)
+                except ClientError as error:
+                    log.warning(
+                        "cannot tell yet whether a cluster has delegation tokens", cluster=name, error=str(error)
+                    )
+                    continue
+                if answer["error_code"] != ERROR.DELEGATION_TOKEN_AUTH_DISABLED:
+                    continue
+                why, what = "has delegation tokens switched off", "set delegation.token.secret.key on its brokers"
+            raise SettingsError(
+                f"client_ca: clients with certificates are served by delegation tokens, but cluster {name} {why}: "
+                f"{what}, or take client_ca away"
+            )
 
     def principal(self, certificate: Mapping[str, Any]) -> str:
         """`"User:CN=alice,O=Example"`."""

@@ -387,6 +387,13 @@ class Worker:
             }
             await nursery.start(partial(endpoint.serve, endpoint_path, paths))
         await self.member.settled()
+        for name, listener in self.listeners.items():
+            if listener.tls is not None and listener.tls.client_ca is not None:
+                active = [one.name for one in self.view.clusters.values() if one.record.state == "active"]
+                try:
+                    await self.certificates.check({one: self.member.clients.get(one) for one in active})
+                except SettingsError as error:
+                    raise SettingsError(f"proxy.listeners ({name}).tls.{error}") from None
         try:
             await following.wait_for(self._every_broker_has_an_address, ADDRESSES_WAIT)
         except ViewBehind:

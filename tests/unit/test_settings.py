@@ -50,6 +50,11 @@ def test_the_design_s_example_is_right() -> None:
             '{bootstrap: ["w:1"], sasl: {mechanism: OAUTHBEARER}}',
             "clusters.west.sasl.token_file",
         ),
+        (
+            'broker_ports: "9301-9399"',
+            'broker_ports: "9301-9399", tls: {cert: c, key: k, client_ca: a}',
+            "proxy.listeners[0].tls.client_ca",
+        ),
         ("default: east", "default: north", "placement.default"),
         ("cluster: west", "cluster: north", "placement.rules[0].cluster"),
         ("standbys: [east]", "standbys: [north]", "placement.rules[0].standbys"),
