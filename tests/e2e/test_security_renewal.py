@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import trio
 from confluent_kafka import Consumer, Producer
 
+from kafka_client import AuthenticationFailed, ClusterClient, Sasl, SecretValue, Security
 from tests.fixtures.clusters import USERS
 from tests.fixtures.names import Names
-from tests.fixtures.security import coordinate, grant, make_topics, user_acls
+from tests.fixtures.security import coordinate, grant, make_topics, until, user_acls
 from tools.java_client import Jvm
 from tools.local_cluster import Cluster, ClusterSpec, Ports
 from tools.local_cluster.cluster import Setting
@@ -27,8 +29,11 @@ SECONDS = 8.0  # several lifetimes
 class Renewing:
     """A cluster that wants a new login every few seconds, and a federation over it."""
 
-    def __init__(self, cluster: Cluster, federation: Federation, certificates_port: int, carol: Certificate) -> None:
+    def __init__(
+        self, cluster: Cluster, federation: Federation, certificates_port: int, carol: Certificate, password_file: Path
+    ) -> None:
         self.carol = carol
+        self.password_file = password_file
         self.cluster = cluster
         self.federation = federation
         self.certificates_port = certificates_port
@@ -70,14 +75,17 @@ def renewing(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> 
             "broker_ports": f"{first + 1}-{first + 8}",
             "tls": {"cert": str(proxy.chain), "key": str(proxy.key), "client_ca": str(authority.ca_file)},
         }
-        service = {"mechanism": "SCRAM-SHA-256", "username": "kfed", "password": USERS["kfed"]}
         directory = tmp_path_factory.mktemp("renewing")
+        password_file = directory / "password"
+        password_file.write_text(USERS["kfed"])
+        service = {"mechanism": "SCRAM-SHA-256", "username": "kfed", "password_file": str(password_file)}
+        service["password"] = None  # type: ignore[assignment]
         with run_federation([cluster], directory=directory, clusters={"renewing": {"sasl": service}}) as federation:
             federation.stop()
             listeners = [*federation.settings["proxy"]["listeners"], certificates]
             federation.write(proxy={"listeners": listeners, "workers": 1}, log={"level": "debug"})
             federation.start()
-            yield Renewing(cluster, federation, first, carol)
+            yield Renewing(cluster, federation, first, carol, password_file)
 
 
 class Load:
@@ -182,3 +190,40 @@ async def test_a_certificates_login_is_renewed_here(
         await work(jvm, java, Load(rdkafka, topic, names.group("carols")), topic)
     # Bootstrap, leader and coordinator of each client, once.
     assert renewing.count("kfed_connections_accepted_total", listener="certificates") - accepted <= 14
+
+
+async def test_the_services_password_is_replaced(renewing: Renewing, names: Names, jvm: Jvm) -> None:
+    """It is in use again within a login's lifetime; clients notice nothing."""
+    topic = names.topic("shared")
+    await make_topics(renewing.cluster, topic)
+    renewed = "renewed-secret-of-the-service"
+    load = Load(renewing.librdkafka("PLAIN"), topic, topic)
+    accepted = renewing.count("kfed_connections_accepted_total")
+    with trio.fail_after(90):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work, jvm, renewing.java("PLAIN"), load, topic)
+            async with jvm.admin(renewing.cluster.java()) as admin:
+                await admin.done("upsert_scram", user="kfed", mechanism="SCRAM-SHA-256", password=renewed)
+            fresh = renewing.password_file.with_suffix(".new")
+            fresh.write_text(renewed + "\n")
+            fresh.rename(renewing.password_file)
+            former = Security(None, Sasl("SCRAM-SHA-256", "kfed", SecretValue(USERS["kfed"])))
+
+            async def refused() -> bool:
+                async with ClusterClient("renewing", renewing.cluster.addresses(), former) as client:
+                    try:
+                        await client.refresh()
+                    except AuthenticationFailed:
+                        return True
+                return False
+
+            await until(refused)
+        # By now every login with the former password is over.
+        async with jvm.admin(renewing.java("PLAIN")) as admin:
+            await admin.create_topic(names.topic("shared-later"), 1)
+            described = await admin.done("describe_topics", topics=[names.topic("shared-later")])
+            assert described
+    assert renewing.count("kfed_connections_accepted_total") - accepted <= 12
+    log = renewing.federation.daemon.log.read_text()
+    assert not [one for one in (*USERS.values(), renewed) if one in log]
+    assert "Traceback" not in log
