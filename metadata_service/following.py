@@ -39,6 +39,7 @@ class Following:
         self._source: StoreFollowing | None = None
         self._published = trio.Event()
         self._on_clusters: list[Callable[[Mapping[str, ClusterRecord]], None]] = []
+        self._on_behind: list[Callable[[str], None]] = []
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follows until cancelled; `started` once the first view is published.
@@ -64,6 +65,10 @@ class Following:
         """`call` gets the cluster records now and whenever they change."""
         self._on_clusters.append(call)
         call(self._cluster_records())
+
+    def on_behind(self, call: Callable[[str], None]) -> None:
+        """`call` gets the name of a cluster whose snapshot lacks what a new record says of its topics."""
+        self._on_behind.append(call)
 
     def snapshot_changed(self, cluster: str, snapshot: Snapshot) -> None:
         """Takes over a cluster's new snapshot."""
@@ -138,6 +143,18 @@ class Following:
         if any(key.startswith(models.CLUSTERS) for key in changes):
             for call in self._on_clusters:
                 call(self._cluster_records())
+        names = [key[len(models.TOPICS) :] for key in changes if key.startswith(models.TOPICS)]
+        for cluster in {self.view.topics[name].cluster for name in names if self._behind(name)}:
+            for tell in self._on_behind:
+                tell(cluster)
+
+    def _behind(self, name: str) -> bool:
+        """Another process has just made the topic, or partitions of it: they have no leader here before a new look."""
+        topic = self.view.topics.get(name)
+        if topic is None:
+            return False
+        physical = self.view.physical(topic)
+        return physical is None or len(physical.partitions) < topic.record.partitions
 
     def _cluster_records(self) -> dict[str, ClusterRecord]:
         return {name: one.record for name, one in self.view.clusters.items()}

@@ -133,6 +133,7 @@ async def join(
             await nursery.start(following.run)
             await nursery.start(discovery.run)
             following.on_clusters(discovery.follow)
+            following.on_behind(discovery.refresh)
             await nursery.start(registration.run)
             federation = WorkerFederation(store, following, clients, discovery, auto_create_topics=auto_create_topics)
             nursery.start_soon(_note_addresses, following, registration)

@@ -24,6 +24,7 @@ from proxy.apis.metadata_encoding import (
     cluster_id,
     controller_of,
     encoded_metadata,
+    partitions_shown,
     topic_entry,
 )
 
@@ -82,9 +83,17 @@ async def visible_topics(call: Call, view: View, names: Iterable[str], operation
     return (await may(call, view, names, operation)).names
 
 
+def _unseen(view: View, name: str) -> bool:
+    """Whether a name is to be looked up: also where another process has just made the topic, without its partitions."""
+    topic = view.topics.get(name)
+    if topic is None:
+        return valid_name(name) and not _own(name)
+    return view.physical(topic) is None and view.clusters[topic.cluster].snapshot.reachable
+
+
 async def find(call: Call, names: Iterable[str], ids: Iterable[bytes] = ()) -> View:
     """The newest view after names and ids it does not have were looked up on the clusters."""
-    unknown = [name for name in names if name not in call.view.topics and valid_name(name) and not _own(name)]
+    unknown = [name for name in names if _unseen(call.view, name)]
     if unknown:
         await call.federation.find_topics(unknown)
     unknown_ids = [one for one in ids if one not in call.view.topics_by_id]
@@ -240,7 +249,7 @@ async def encoded(call: Call, version: int, frame: Buffer, position: int) -> byt
     else:
         wanted = list(dict.fromkeys(one["name"] or "" for one in asked))
         names = tuple(wanted)
-        if any(name not in view.topics for name in wanted):
+        if any(name not in view.topics or _unseen(view, name) for name in wanted):
             return None
     seen = await visible_topics(call, view, wanted)
     if len(seen) < len(wanted):
@@ -269,8 +278,9 @@ async def describe_cluster(call: Call, version: int, request: Message) -> Messag
 
 def _described(view: View, call: Call, topic: ServedTopic, first: int, room: int) -> tuple[Message, int | None]:
     """(a topic's entry from partition `first` on with at most `room` partitions, the partition to go on with)."""
-    entry = topic_entry(view, topic, call.address, range(first, min(first + room, topic.record.partitions)))
-    following = first + room if first + room < topic.record.partitions else None
+    count = partitions_shown(view, topic)
+    entry = topic_entry(view, topic, call.address, range(first, min(first + room, count)))
+    following = first + room if first + room < count else None
     return entry, following
 
 

@@ -98,6 +98,14 @@ def partition_entry(view: View, topic: ServedTopic, index: int, known: Partition
     }
 
 
+def partitions_shown(view: View, topic: ServedTopic) -> int:
+    """How many partitions clients are told of: new ones once their leaders are known here, not leaderless before."""
+    physical = view.physical(topic)
+    if physical is None or not physical.partitions:
+        return topic.record.partitions
+    return min(topic.record.partitions, max(one.index for one in physical.partitions) + 1)
+
+
 def topic_entry(view: View, topic: ServedTopic, address: AddressOf, indexes: Iterable[int] | None = None) -> Message:
     """A served topic with the partitions the federation has taken over (its cluster may already have more)."""
     physical = view.physical(topic)
@@ -109,7 +117,7 @@ def topic_entry(view: View, topic: ServedTopic, address: AddressOf, indexes: Ite
         "is_internal": physical is not None and physical.internal,
         "partitions": [
             partition_entry(view, topic, index, known.get(index), address)
-            for index in (range(topic.record.partitions) if indexes is None else indexes)
+            for index in (range(partitions_shown(view, topic)) if indexes is None else indexes)
         ],
         "topic_authorized_operations": NO_OPERATIONS,
     }

@@ -170,7 +170,7 @@ async def test_authorized_operations_are_told_when_asked_for() -> None:
 async def test_partitions_without_a_reachable_leader_say_so() -> None:
     view = view_of([served("orders", "east", 101, 11, partitions=4)])
     east = view.clusters["east"]
-    known = physical("orders", 11, 3, leader=9)  # 9: a broker without an address here; partition 3 not there yet
+    known = physical("orders", 11, 4, leader=9)  # 9: a broker without an address here
     topics = {"orders": known}
     view = replace(view, clusters={"east": replace(east, snapshot=replace(east.snapshot, topics=topics))})
     response = await handle(FakeCall(view), 3, 9, ALL)
@@ -178,6 +178,17 @@ async def test_partitions_without_a_reachable_leader_say_so() -> None:
     assert [(one["partition_index"], one["leader_id"], one["error_code"]) for one in partitions] == [
         (index, -1, ERROR.LEADER_NOT_AVAILABLE) for index in range(4)
     ]
+
+
+async def test_new_partitions_are_shown_once_their_leaders_are_known() -> None:
+    view = view_of([served("orders", "east", 101, 11, partitions=4)])
+    east = view.clusters["east"]
+    topics = {"orders": physical("orders", 11, 3)}
+    behind = replace(view, clusters={"east": replace(east, snapshot=replace(east.snapshot, topics=topics))})
+    unknown = replace(view, clusters={"east": replace(east, snapshot=replace(east.snapshot, topics={}))})
+    for seen, count in ((behind, 3), (unknown, 4)):
+        response = await handle(FakeCall(seen), 3, 9, ALL)
+        assert len(response["topics"][0]["partitions"]) == count
 
 
 async def test_leader_epochs_carry_the_placement() -> None:

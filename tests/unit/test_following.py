@@ -190,6 +190,20 @@ async def test_clusters_and_their_snapshots_are_joined(
     assert len(seen) == 2
 
 
+async def test_a_cluster_is_looked_at_again_when_others_made_topics_there(
+    store: FakeStore, following: Following, nursery: trio.Nursery
+) -> None:
+    behind: list[str] = []
+    following.on_behind(behind.append)
+    store.say(_snapshot(1, (models.CLUSTERS + "east", encode(cluster("east", 0)))))
+    await nursery.start(following.run)
+    following.snapshot_changed("east", snapshot([physical("t", 1)]))
+    for revision, name, number, count in ((2, "t", 1, 1), (3, "t", 1, 2), (4, "new", 2, 1)):
+        store.say(_put(revision, models.topic_key(name), encode(topic(name, "east", number, count))))
+        await following.reached(revision)
+    assert behind == ["east"] * 2
+
+
 async def test_waiting_is_bounded(store: FakeStore, following: Following, autojump_clock: trio.abc.Clock) -> None:
     started = trio.current_time()
     with pytest.raises(ViewBehind):
