@@ -59,7 +59,8 @@ async def _find(call: Call, kind: int, keys: list[str]) -> list[Message]:
         try:
             homes.setdefault(await _home(call, kind, key), []).append(key)
         except (DecisionFailed, StoreError) as error:
-            out[key] = _failed(key, ERROR.COORDINATOR_NOT_AVAILABLE, f"its home cannot be decided now: {error}")
+            reason = clean_text(call.view, "-", str(error))
+            out[key] = _failed(key, ERROR.COORDINATOR_NOT_AVAILABLE, f"its home cannot be decided now: {reason}")
     view = call.latest()
     for home, named in homes.items():
         # Both shapes: which one is sent depends on what the broker speaks.

@@ -16,7 +16,7 @@ from metadata_service.failures import StubRefused
 from metadata_service.models import is_internal
 from metadata_service.view import View
 from proxy.apis.contract import Call, Handler, Refused
-from proxy.apis.mapping import forward
+from proxy.apis.mapping import clean_text, forward
 from proxy.apis.metadata import find, valid_name
 from proxy.apis.permissions import DESCRIBE, GROUP, TRANSACTIONAL_ID, may_be_somewhere, permitted_topics
 from proxy.apis.refusals import refusal
@@ -122,8 +122,9 @@ async def stubs(call: Call, names: Iterable[str]) -> View:
     try:
         await call.federation.ensure_stubs(call.cluster, missing)
     except StubRefused as error:
+        reason = clean_text(view, call.cluster, str(error))
         raise Refused(
             ERROR.INVALID_REQUEST if error.code == 0 else error.code,
-            f"{error}; topic {error.topic!r} and the group have to live on one cluster until that is out of the way",
+            f"{reason}; topic {error.topic!r} and the group have to live on one cluster until that is out of the way",
         ) from None
     return call.latest()

@@ -23,6 +23,7 @@ from proxy.apis import (
     transactions,
 )
 from proxy.apis.contract import Call, ClusterAway, Handler, Refused
+from proxy.apis.mapping import clean_text
 from proxy.apis.refusals import away_code, refusal
 
 FAMILIES = (
@@ -51,7 +52,8 @@ def _guarded(key: int, handler: Handler) -> Handler:
         except ClusterAway as error:
             return refusal(key, version, request, away_code(key), f"cluster {error.cluster} does not answer")
         except (DecisionFailed, StoreError) as error:
-            text = f"{api_name(key)} needs a decision that cannot be made now: {error}"
+            reason = clean_text(call.view, "-", str(error))  # it may quote the addresses of brokers
+            text = f"{api_name(key)} needs a decision that cannot be made now: {reason}"
             return refusal(key, version, request, away_code(key), text)
 
     return answer
