@@ -6,32 +6,18 @@ it again, with everything that was built on it.
 
 from __future__ import annotations
 
-import os
-import socket
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import trio
 
-from metadata_service.clients import Clients
 from metadata_service.controller import Controller
-from metadata_service.discovery import Discovery
 from metadata_service.failures import SettingsRefused
-from metadata_service.federation import WorkerFederation
-from metadata_service.following import Following
-from metadata_service.identity import identify
 from metadata_service.member import Member, join
-from metadata_service.models import ClusterRecord, WorkerRecord
-from metadata_service.registration import Registration
 from metadata_service.seeding import seed
-from metadata_service.store.contract import SchemaTooNew, SchemaTooOld, Store, StoreError, StoreReplaced
+from metadata_service.store.contract import SchemaTooNew, SchemaTooOld, StoreError, StoreReplaced
 from metadata_service.store.open import open_store
 from metadata_service.store.opened import OpenedStore
 from runtime import logging
 from runtime.process import first_cause
 from runtime.settings import Settings, SettingsError
-from runtime.version import VERSION
 
 log = logging.get(__name__)
 
@@ -65,7 +51,9 @@ class Core:
             try:
                 async with open_store(self._settings.store, self._settings.federation) as store:
                     await seed(store, self._settings)
-                    async with self._joined(store) as member:
+                    async with join(
+                        store, instance=self._instance, worker=0, role="controller", registered=self._controls
+                    ) as member:
                         self.member, self.store, self.why = member, store, ""
                         self._announce()
                         if not started:
@@ -90,15 +78,6 @@ class Core:
                 self._announce()
             await trio.sleep(RETRY)
 
-    @asynccontextmanager
-    async def _joined(self, store: Store) -> AsyncIterator[Member]:
-        if self._controls:
-            async with join(store, instance=self._instance, worker=0, role="controller") as member:
-                yield member
-        else:
-            async with _watching(store, self._instance) as member:
-                yield member
-
     def _announce(self) -> None:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
@@ -107,32 +86,3 @@ class Core:
         """Returns when a store is open that is not `other_than`."""
         while self.store is None or self.store is other_than:
             await self._changed.wait()
-
-
-@asynccontextmanager
-async def _watching(store: Store, instance: str) -> AsyncIterator[Member]:
-    """A member that sees everything and is not registered: nobody need wait for what it has acknowledged."""
-    following = Following(store)
-
-    async def known(record: ClusterRecord, kafka_id: str) -> None:
-        await identify(store, record, kafka_id)
-
-    record = WorkerRecord(
-        instance=instance,
-        worker=0,
-        role="controller",
-        pid=os.getpid(),
-        host=socket.gethostname(),
-        started=time.time(),
-        version=VERSION,
-    )
-    with Clients(f"kfed-admin-{instance}") as clients:
-        discovery = Discovery(clients, following.snapshot_changed, known)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(following.run)
-            await nursery.start(discovery.run)
-            following.on_clusters(discovery.follow)
-            federation = WorkerFederation(store, following, clients, discovery)
-            registration = Registration(store, following, record)
-            yield Member(store, clients, following, discovery, federation, registration)
-            nursery.cancel_scope.cancel()

@@ -106,11 +106,13 @@ async def join(
     connections: Callable[[], int] = lambda: 0,
     in_use: Callable[[], int | None] = lambda: None,
     auto_create_topics: bool = False,
+    registered: bool = True,
 ) -> AsyncIterator[Member]:
     """Follow, discover and register; ready when the view is loaded and the process is registered.
 
     `interval`: seconds between two looks at a cluster; `ttl`: of the lease, seconds; `connections`, `in_use`: see
-    Registration. Waits for the store as long as it is away.
+    Registration. Not `registered`: it sees everything, and nobody need wait for what it has acknowledged. Waits for
+    the store as long as it is away.
     """
     following = Following(store)
 
@@ -126,7 +128,8 @@ async def join(
         started=time.time(),
         version=VERSION,
     )
-    with Clients(f"kfed-{role}-{instance}-{worker}") as clients:
+    name = f"kfed-{role}-{instance}-{worker}" if registered else f"kfed-admin-{instance}"
+    with Clients(name) as clients:
         discovery = Discovery(clients, following.snapshot_changed, known, interval=interval)
         registration = Registration(store, following, record, ttl=ttl, connections=connections, in_use=in_use)
         async with trio.open_nursery() as nursery:
@@ -134,8 +137,9 @@ async def join(
             await nursery.start(discovery.run)
             following.on_clusters(discovery.follow)
             following.on_behind(discovery.refresh)
-            await nursery.start(registration.run)
+            if registered:
+                await nursery.start(registration.run)
+                nursery.start_soon(_note_addresses, following, registration)
             federation = WorkerFederation(store, following, clients, discovery, auto_create_topics=auto_create_topics)
-            nursery.start_soon(_note_addresses, following, registration)
             yield Member(store, clients, following, discovery, federation, registration)
             nursery.cancel_scope.cancel()

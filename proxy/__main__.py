@@ -16,14 +16,6 @@ from runtime.settings import SettingsError, load
 log = logging.get(__name__)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first exception of a group, however deep."""
-    one: BaseException = group
-    while isinstance(one, BaseExceptionGroup):
-        one = one.exceptions[0]
-    return one
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m proxy", description=__doc__)
     parser.add_argument("--config", required=True)
@@ -41,11 +33,11 @@ def main() -> int:
     try:
         trio.run(partial(Worker(settings, given.instance, given.worker).run, given.endpoint))
     except* SettingsError as group:
-        print(f"kfed: {_first(group)}", file=sys.stderr)
+        print(f"kfed: {process.first_cause(group)}", file=sys.stderr)
         status = process.WRONG_CONFIGURATION
     except* StoreReplaced as group:
         # The parent starts it again, and it opens the store as it is now.
-        log.warning("starting again: the store was replaced", error=str(_first(group)))
+        log.warning("starting again: the store was replaced", error=str(process.first_cause(group)))
         status = 1
     return status
 
