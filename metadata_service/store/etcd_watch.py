@@ -1,9 +1,11 @@
 """A watch on etcd: it reconnects from where it was, and proves from time to time that it is current.
 
-Proof of being current: etcd 3.5.8 and later answers a progress request in order with the changes. Older releases may
-answer ahead of changes that are still to come, so there the watch compares instead: where, at one later revision, the
-prefix holds no key written since the last known revision and as many keys as then, its state is the same. (A key that
-was created and deleted in between shows in neither; its two changes are handed out when they come.)
+Proof of being current is two things: the store's newest revision, from a linearizable read (a member that has fallen
+behind, or is cut off, knows an older one), and that the stream has delivered everything up to there. For the latter,
+etcd 3.5.8 and later answers a progress request in order with the changes. Older releases may answer ahead of changes
+that are still to come, so there the watch compares instead: where, at one later revision, the prefix holds no key
+written since the last known revision and as many keys as then, its state is the same. (A key that was created and
+deleted in between shows in neither; its two changes are handed out when they come.)
 
 Older releases also lose a delete at exactly the revision they are compacted to, if a watch starts there. So nothing is
 handed out after connecting before the revision before the start was seen not to be compacted.
@@ -17,7 +19,7 @@ import queue
 from collections import deque
 from itertools import groupby
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
 import msgspec
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
     from metadata_service.store.etcd import EtcdBackend
     from metadata_service.store.etcd_channel import Link
 
-CATCH_UP_SECONDS = 0.25
-"""A progress request is dropped while the watch is catching up, so the first one waits (etcd: up to 0.1 s a round)."""
+REPEAT_SECONDS = 0.2
+"""A progress request is dropped while the watch is catching up, and is therefore repeated."""
 
 COMPARE_SHARE = 20
 """A comparison, which costs etcd time in proportion to the keys, takes at most one part in so many of all time."""
@@ -48,7 +50,7 @@ class _Lost(Exception):
 class _Answered(msgspec.Struct, frozen=True):
     """The end of a call that was started beside the stream: its answer, or why there is none."""
 
-    path: str
+    call: Literal["newest", "compare", "history"]
     result: bytes | RpcFailed
 
 
@@ -81,20 +83,20 @@ class _Stream:
     def send(self, request: bytes) -> None:
         self._requests.put(request)
 
-    def start(self, path: str, request: bytes, timeout: float) -> None:
+    def start(self, name: Literal["newest", "compare", "history"], path: str, request: bytes, timeout: float) -> None:
         """A unary call; its end arrives as _Answered, whoever is cancelled meanwhile."""
 
         def finished(call: Any) -> None:
             with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._finished, path, call)
+                self._token.run_sync_soon(self._finished, name, call)
 
         call = self.link.start(path, request, timeout)
         self._calls.append(call)
         call.add_done_callback(finished)
 
-    def _finished(self, path: str, call: Any) -> None:
+    def _finished(self, name: Literal["newest", "compare", "history"], call: Any) -> None:
         self._calls.remove(call)
-        answered = _Answered(path, call_result(call))
+        answered = _Answered(name, call_result(call))
         try:
             self._answers_in.send_nowait(answered)
         except trio.WouldBlock:
@@ -156,9 +158,9 @@ class EtcdWatch:
         # One question is open at a time.
         self._asked_at: float | None = None
         self._ask_again_at = 0.0
-        self._catch_up = CATCH_UP_SECONDS
-        # A comparison at this revision, asked for at that time, found changes that are still to come.
+        # The newest revision, and when it was asked for: once the stream is known to have reached it, it was current.
         self._awaited: tuple[int, float] | None = None
+        self._repeat_at = math.inf
         self._backoff = Backoff()
         self.last_contact: float | None = None
 
@@ -181,7 +183,6 @@ class EtcdWatch:
             try:
                 await self._step()
             except _Lost:
-                self._catch_up = min(2 * self._catch_up, self._deadline)
                 self._close(failed=True)
                 await self._backoff.pause()
             except RpcFailed as error:
@@ -199,8 +200,6 @@ class EtcdWatch:
             self._check_history(self._stream)
         elif self._created and not self._part and self._asked_at is None and boottime() >= self._ask_again_at:
             self._ask(self._stream)
-        elif self._asked_at is not None and self._stream.link.reports_progress:
-            self._ask_anew(self._stream, self._asked_at)
         await self._take(self._stream)
 
     async def _open(self) -> None:
@@ -211,13 +210,14 @@ class EtcdWatch:
             link.version = tuple(int(part) for part in text.split("-")[0].split(".") if part.isdigit())
         self._stream = _Stream(link, wire.watch_request(self._key, self._end, self._next))
         self._created = self._whole = self._checking = False
-        self._part, self._arrived, self._awaited = [], [], None
+        self._part, self._arrived = [], []
+        self._awaited, self._repeat_at = None, math.inf
         # Until it is created the stream counts as asked: it must not keep silent for ever.
         self._asked_at = boottime()
 
     async def _take(self, stream: _Stream) -> None:
         if self._asked_at is not None or self._part:
-            limit = self._silent_at()
+            limit = min(self._silent_at(), self._repeat_at)
         elif self._checking:
             limit = math.inf  # a call ends by itself
         else:
@@ -225,8 +225,7 @@ class EtcdWatch:
         with trio.move_on_after(max(0.0, limit - boottime())) as waiting:
             answer = await stream.receive()
         if waiting.cancelled_caught:
-            if self._asked_at is not None or self._part:
-                raise _Lost("no answer")
+            self._waited(stream)
             return
         self.last_contact = boottime()
         self._backoff.reset()
@@ -234,10 +233,20 @@ class EtcdWatch:
             self._read(answer, stream)
         elif isinstance(answer.result, RpcFailed):
             raise answer.result
-        elif answer.path == wire.KV_TXN:
+        elif answer.call == "newest":
+            self._newest(wire.read_range(answer.result).revision, stream)
+        elif answer.call == "compare":
             self._compared(wire.read_txn(answer.result), stream)
         else:
             self._whole, self._checking = self._whole or self._check_counts, False
+
+    def _waited(self, stream: _Stream) -> None:
+        if self._asked_at is None and not self._part:
+            return
+        if boottime() >= self._silent_at():
+            raise _Lost("no answer")
+        if boottime() >= self._repeat_at:
+            self._request_progress(stream)
 
     def _read(self, answer: wire.WatchAnswer, stream: _Stream) -> None:
         if answer.compact_revision:
@@ -246,37 +255,42 @@ class EtcdWatch:
             raise RpcFailed(_code_of(answer.cancel_reason), answer.cancel_reason)
         if answer.created:
             self._created = True
-            behind = stream.link.reports_progress and self._next <= answer.revision
-            self._asked_at, self._ask_again_at = None, boottime() + (self._catch_up if behind else 0.0)
+            self._asked_at, self._ask_again_at = None, boottime()
         elif answer.events:
             self._part += answer.events
             if not answer.fragment:
                 self._arrive()
-        elif stream.link.reports_progress and (asked_at := self._asked_at) is not None:
-            self._arrived.append(Progress(answer.revision, asked_at))
-            self._asked_at, self._ask_again_at = None, asked_at + self._backend.progress_interval
-            self._catch_up = CATCH_UP_SECONDS
+        elif stream.link.reports_progress:
+            self._reach(answer.revision)
 
     def _arrive(self) -> None:
         revision = 0
         for revision, events in groupby(self._part, key=lambda event: event.kv.mod_revision):
             self._arrived.append(Change(revision, tuple(map(self._event, events))))
         self._part = []
-        if self._awaited is not None and revision >= self._awaited[0]:
-            self._arrived.append(Progress(revision, self._awaited[1]))
-            self._awaited = self._asked_at = None
+        self._reach(revision)
+
+    def _reach(self, revision: int) -> bool:
+        """The stream has delivered everything up to a revision. Whether that answers the open question."""
+        if self._awaited is None or revision < self._awaited[0]:
+            return False
+        self._arrived.append(Progress(revision, self._awaited[1]))
+        self._awaited, self._asked_at, self._repeat_at = None, None, math.inf
+        return True
 
     def _check_history(self, stream: _Stream) -> None:
         """Ends in Compacted where the store no longer has all changes since the last one handed out."""
         # The key does not matter: a compacted revision is refused for any.
         request = wire.range_request(self._key, revision=self._next - 1, count_only=True)
-        stream.start(wire.KV_RANGE, request, self._deadline)
+        stream.start("history", wire.KV_RANGE, request, self._deadline)
         self._checking, self._check_counts = True, bool(self._arrived)
 
     def _ask(self, stream: _Stream) -> None:
         self._asked_at = boottime()
+        self._ask_again_at = self._asked_at + self._backend.progress_interval
         if stream.link.reports_progress:
-            stream.send(wire.progress_request())
+            # The key does not matter: the answer tells the revision.
+            stream.start("newest", wire.KV_RANGE, wire.range_request(self._key, count_only=True), self._deadline)
             return
         newer = wire.range_request(self._key, self._end, keys_only=True, limit=1, min_mod_revision=self._known + 1)
         ranges = (
@@ -284,12 +298,20 @@ class EtcdWatch:
             wire.range_request(self._key, self._end, count_only=True),
             newer,
         )
-        stream.start(wire.KV_TXN, wire.txn_request([], map(wire.range_op, ranges)), self._deadline)
+        stream.start("compare", wire.KV_TXN, wire.txn_request([], map(wire.range_op, ranges)), self._deadline)
 
-    def _ask_anew(self, stream: _Stream, asked_at: float) -> None:
-        """A question that is open for so long while changes come was dropped: the watch had fallen behind."""
-        if self._created and boottime() > asked_at + self._deadline:
-            self._ask(stream)
+    def _newest(self, revision: int, stream: _Stream) -> None:
+        if self._asked_at is None:
+            return
+        if revision < self._known:
+            raise StoreReplaced(f"{self._backend.description} went back from revision {self._known} to {revision}")
+        self._awaited = (revision, self._asked_at)
+        if not self._reach(self._reached()):
+            self._request_progress(stream)
+
+    def _request_progress(self, stream: _Stream) -> None:
+        stream.send(wire.progress_request())
+        self._repeat_at = boottime() + REPEAT_SECONDS
 
     def _compared(self, answer: wire.TxnAnswer, stream: _Stream) -> None:
         then, now, newer = answer.answers
@@ -300,17 +322,14 @@ class EtcdWatch:
             and self._asked_at is not None
         ):
             raise _Lost("a comparison was not answered")
-        asked_at, reached = self._asked_at, self._reached()
-        spent = boottime() - asked_at
-        self._ask_again_at = asked_at + max(self._backend.progress_interval, COMPARE_SHARE * spent)
-        if (then.count == now.count and not newer.items) or answer.revision <= reached:
-            self._asked_at = None
-            self._arrived.append(Progress(max(answer.revision, reached), asked_at))
-        else:
+        spent = boottime() - self._asked_at
+        self._ask_again_at = max(self._ask_again_at, self._asked_at + COMPARE_SHARE * spent)
+        self._awaited = (answer.revision, self._asked_at)
+        same = then.count == now.count and not newer.items
+        reached = max(answer.revision, self._reached()) if same else self._reached()
+        if not self._reach(reached) and not self._checking and self._next > 1:
             # The stream must deliver what has changed within the deadline; if it still can.
-            self._awaited = (answer.revision, asked_at)
-            if not self._checking and self._next > 1:
-                self._check_history(stream)
+            self._check_history(stream)
 
     def _reached(self) -> int:
         return max((self._known, *(item.revision for item in self._arrived)))

@@ -209,6 +209,18 @@ async def test_a_disk_that_fails_takes_nothing_half(local: OpenedStore, monkeypa
     assert await local.keep_alive(lease.id) == 60
 
 
+async def test_the_first_commit_after_a_restart_is_sure(embedded_server: EmbeddedServer) -> None:
+    """The idle connections are known to be dead; none is used to send a commit into nothing."""
+    async with opened(embedded_server) as store:
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(store.commit, [], [Put(f"k{number}", b"")])
+        for _ in range(3):
+            await trio.to_thread.run_sync(embedded_server.kill)
+            await trio.to_thread.run_sync(embedded_server.start)
+            assert (await store.commit([], [Put("a", b"")])).succeeded
+
+
 async def test_leases_run_anew_when_the_server_stood_still(embedded_server: EmbeddedServer) -> None:
     """Nobody could renew meanwhile."""
     async with opened(embedded_server, deadline=2.0) as store:

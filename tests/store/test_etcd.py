@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from metadata_service.store.clock import boottime
 from metadata_service.store.contract import (
     Change,
     Compacted,
@@ -263,6 +264,7 @@ async def test_without_a_majority_nothing_is_promised(cluster: EtcdCluster) -> N
         await anext(following)
         for member in cluster.members[1:]:
             await trio.to_thread.run_sync(member.kill)
+        cut_off_at = boottime()
         with pytest.raises(StoreUnavailable):
             await store.get("a")
         with pytest.raises(StoreUnavailable):
@@ -271,6 +273,9 @@ async def test_without_a_majority_nothing_is_promised(cluster: EtcdCluster) -> N
             while following.connected:
                 with trio.move_on_after(0.1):
                     await anext(following)
+        # What one member alone says is no proof.
+        assert following.fresh_at is not None
+        assert following.fresh_at < cut_off_at
         for member in cluster.members[1:]:
             await trio.to_thread.run_sync(member.start)
         (revision,) = await commit_until(store, 1, "c")

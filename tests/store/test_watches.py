@@ -91,7 +91,7 @@ async def test_a_watch_gives_every_change_once_in_order(server: Server, store: S
 
 
 async def test_a_watch_sees_its_prefix_only(store: Store) -> None:
-    async with store.watch("a/", 1) as watch:
+    async with store.watch("a/", (await store.range("")).revision + 1) as watch:
         await store.commit([], [Put("b/1", b"")])
         done = await store.commit([], [Put("a/1", b"x"), Put("b/2", b""), Delete("b/1")])
         change = await anext(watch)
