@@ -167,10 +167,16 @@ def _fill(key: int, path: tuple[str, ...], version: int, echo: Echo, item: Any, 
             out[one.name] = _NOTHING[one.name]
         if one.name in echo:
             source, copies, nested = echo[one.name]
+            # A request may say null where its answer cannot (Metadata 10 and 11, by topic id): the default stands then.
+            never_null = {f.name for f in _layout(key)[*path, one.name] if version not in f.nullable}
             out[one.name] = [
                 {
                     **_fill(key, (*path, one.name), version, nested, inner, code, text),
-                    **{to: inner if frm == "." else inner.get(frm) for to, frm in copies.items()},
+                    **{
+                        to: value
+                        for to, frm in copies.items()
+                        if (value := inner if frm == "." else inner.get(frm)) is not None or to not in never_null
+                    },
                 }
                 for inner in item.get(source) or ()
             ]
