@@ -1,0 +1,172 @@
+"""From what a broker answered to what a mirror writes: fetched bytes are cut into batches, and some are left out.
+
+Data batches pass as the bytes they are. Left out are control batches, batches of aborted transactions, batches without
+a record (compaction keeps their headers), and in exchange what a mirror wrote. Encoded again are batches with holes,
+with LogAppendTime, cut into by the log start, and messages of magic 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kafka_wire.batches import CODEC, CONTROL, LOG_APPEND_TIME, TRANSACTIONAL, Batch, intact, walk
+from kafka_wire.records import Record, decode_records, encode_batch
+
+OLD_BATCH_BYTES = 256 << 10  # bodies of old messages that are put into one batch
+CLIENT_BITS = 52  # what lies above was added on the way in, and is not the client's own id
+
+
+class Corrupt(Exception):
+    """The source's bytes do not have the CRC they carry; nothing is copied until that is looked at."""
+
+
+class Written(NamedTuple):
+    """What an idempotent source producer put into a batch: its own id, epoch, first and last sequence."""
+
+    producer_id: int
+    epoch: int
+    first: int
+    last: int
+
+
+class Piece(NamedTuple):
+    """One batch to be written. Offsets are the source's, physical.
+
+    `data` is the batch, to be stamped in place; `stretches` are (offset, records) in the order of its `records`;
+    `base` is the offset of the original batch, `next` the one behind it.
+    """
+
+    data: memoryview
+    records: int
+    base: int
+    next: int
+    stretches: tuple[tuple[int, int], ...]
+    leader_epoch: int
+    max_timestamp: int
+    written: Written | None
+
+
+@dataclass(slots=True)
+class Cut:
+    """`position` is where to fetch next; nothing was in front of it that is not in `pieces` or left out."""
+
+    pieces: list[Piece]
+    position: int
+    left_out: int = 0  # batches
+
+
+def producer_ids(records: memoryview) -> set[int]:
+    """The producer ids of the batches in there: those a registry should know about before the cut."""
+    return {one.producer_id for one in walk(records) if not one.control}
+
+
+def cut(
+    records: memoryview,
+    position: int,
+    aborted: Iterable[tuple[int, int]] = (),
+    foreign: Callable[[int], bool] | None = None,
+    limit: int | None = None,
+) -> Cut:
+    """Cut what a Fetch from `position` on returned; `records` is written to later and must stay untouched till then.
+
+    `aborted` are (producer id, first offset) as the broker named them; batches whose producer id is `foreign` are
+    left out. Nothing at or above `limit` (an offset) is taken.
+
+    Raises:
+        Corrupt: a CRC is wrong.
+        DecodeError: the bytes are no batches.
+    """
+    out = Cut([], position)
+    pending = sorted(aborted, key=lambda one: one[1], reverse=True)
+    open_aborts: set[int] = set()
+    old: list[Record] = []
+    old_codec = 0
+    flags = CONTROL | LOG_APPEND_TIME
+
+    def flush() -> None:
+        if old:
+            out.pieces.append(_encoded(old, old_codec, old[0].offset, old[-1].offset + 1, -1, None))
+            old.clear()
+
+    for one in walk(records):
+        if limit is not None and one.base_offset >= limit:
+            break
+        if one.magic < 2:
+            found = [record for record in decode_records(records, one) if record.offset >= out.position]
+            if not found:
+                continue
+            codec = records[one.at + 17] & CODEC
+            if old and (codec != old_codec or sum(len(record.body) for record in old) > OLD_BATCH_BYTES):
+                flush()
+            old += found
+            old_codec = codec
+            out.position = found[-1].offset + 1
+            continue
+        flush()
+        following = one.next_offset
+        if following <= out.position:
+            continue  # a fetch begins with the batch that holds its offset
+        while pending and pending[-1][1] <= one.last_offset:
+            open_aborts.add(pending.pop()[0])
+        attributes = one.attributes
+        if attributes & CONTROL:
+            open_aborts.discard(one.producer_id)
+        if (
+            attributes & CONTROL
+            or not one.records
+            or (attributes & TRANSACTIONAL and one.producer_id in open_aborts)
+            or (foreign is not None and foreign(one.producer_id))
+        ):
+            out.left_out += 1
+            out.position = following
+            continue
+        data = records[one.at : one.end]
+        if not intact(data):
+            raise Corrupt(f"the batch at offset {one.base_offset} has a wrong CRC")
+        written = _written(one)
+        if one.base_offset >= out.position and one.dense and not attributes & flags:
+            stretches = ((one.base_offset, one.records),)
+            out.pieces.append(
+                Piece(
+                    data,
+                    one.records,
+                    one.base_offset,
+                    following,
+                    stretches,
+                    one.leader_epoch,
+                    one.max_timestamp,
+                    written,
+                )
+            )
+        else:
+            kept = [record for record in decode_records(records, one) if record.offset >= out.position]
+            if kept:
+                out.pieces.append(_encoded(kept, one.codec, one.base_offset, following, one.leader_epoch, written))
+            else:
+                out.left_out += 1
+        out.position = following
+    flush()
+    return out
+
+
+def _written(one: Batch) -> Written | None:
+    if one.producer_id < 0 or one.base_sequence < 0:
+        return None
+    mine = one.producer_id & (1 << CLIENT_BITS) - 1
+    return Written(mine, one.producer_epoch, one.base_sequence, one.last_sequence)
+
+
+def _encoded(
+    records: Sequence[Record], codec: int, base: int, following: int, leader_epoch: int, written: Written | None
+) -> Piece:
+    made = encode_batch(records, codec=codec, dense=True)
+    stretches: list[tuple[int, int]] = []
+    for record in records:
+        if stretches and sum(stretches[-1]) == record.offset:
+            stretches[-1] = (stretches[-1][0], stretches[-1][1] + 1)
+        else:
+            stretches.append((record.offset, 1))
+    newest = max(record.timestamp for record in records)
+    return Piece(memoryview(made), len(records), base, following, tuple(stretches), leader_epoch, newest, written)

@@ -1,0 +1,166 @@
+"""The copying core over a model of a broker, interrupted everywhere; broken on purpose, it is caught."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kafka_wire.batches import SEQUENCES, walk
+from kafka_wire.records import Record, body_of, encode_batch
+from offset_sync.guard import Guard
+from offset_sync.table import Table
+from offset_sync.varints import Damaged
+from replicator.core import Found, Identity, Inconsistent, Partition, Recovered, recover
+from replicator.cut import cut
+from replicator.journal import Contents, Intent, State, Stored, Stream, Stretch, intent_pair
+from tests.fixtures.mirror_model import World
+
+SCRIPT = st.lists(st.integers(0, 255), max_size=250)
+
+
+def run(seed: int, script: list[int], broken: tuple[str, ...] = ()) -> World:
+    world = World(random.Random(seed), broken)
+    for what in script:
+        world.step(what)
+    world.finish()
+    world.check()
+    return world
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.integers(0, 1 << 30), SCRIPT)
+def test_nothing_is_lost_doubled_or_reordered(seed: int, script: list[int]) -> None:
+    run(seed, script)
+
+
+def test_many_crashes() -> None:
+    crashes = 0
+    for seed in range(60):
+        chance = random.Random(seed)
+        crashes += run(seed, [chance.randrange(256) for _ in range(400)]).crashes
+    assert crashes > 300
+
+
+@pytest.mark.parametrize("fault", ["fence", "scan", "window", "intent"])
+def test_broken_on_purpose(fault: str) -> None:
+    """Each part is needed: without it some interleaving loses or doubles, and the check above sees it."""
+    caught = 0
+    for seed in range(400):
+        chance = random.Random(seed)
+        try:
+            run(seed, [chance.randrange(256) for _ in range(250)], (fault,))
+        except (AssertionError, Inconsistent, ValueError):
+            caught += 1
+            break
+    assert caught, f"nothing goes wrong without {fault}"
+
+
+# -- one partition --------------------------------------------------------------------------------------------------
+
+
+STREAM = Stream(bytes(16), 0)
+ME = Identity(7, 3)
+
+
+def partition(state: State | None = None) -> Partition:
+    source = Table()
+    source.open(0, 0)
+    return Partition(STREAM, ME, Recovered(state or State(position=0), Table(), Guard()), source)
+
+
+def pieces(*counts: int, start: int = 0, time: int = 1000) -> memoryview:
+    out = bytearray()
+    for count in counts:
+        out += encode_batch([Record(start + n, time, 0, body_of(None, b"x")) for n in range(count)])
+        start += count
+    return memoryview(out)
+
+
+def test_a_sequence_wraps() -> None:
+    one = partition()
+    one._sequence = SEQUENCES - 3
+    data = pieces(5, 2)
+    made = cut(data, 0)
+    intent = one.take(made.pieces, made.position, 1000, lambda _: False)
+    assert intent is not None
+    assert [batch.base_sequence for batch in walk(data)] == [SEQUENCES - 3, 2]
+    assert intent.stretches == (Stretch(SEQUENCES - 3, 7, 0, 7, -1, 0),)
+    stored = Stored(intents={0: intent.encode()})
+    got = recover(stored, [Found(10, *ME, SEQUENCES - 3, 5), Found(15, *ME, 2, 2)], 18)
+    assert (got.landed, got.dropped, got.state.position, got.state.number) == (7, 0, 7, 1)
+    assert list(got.table.runs) == [(0, 10, 7)]
+
+
+def test_five_in_flight_and_one_where_state_may_be_gone() -> None:
+    now = 10 * 86_400_000
+    one = partition()
+    made = cut(pieces(*[1] * 8, time=now), 0)
+    one.take(made.pieces, made.position, now, lambda _: False)
+    assert one.next_batch(now) is None  # the intent is not stored yet
+    one.stored(0)
+    assert [one.next_batch(now) is not None for _ in range(6)] == [True] * 5 + [False]
+    one.acknowledged(0, now)
+    assert one.next_batch(now) is not None and one.next_batch(now) is None
+    old = partition()
+    made = cut(pieces(*[1] * 8, time=now - 86_400_000), 0)
+    old.take(made.pieces, made.position, now, lambda _: False)
+    old.stored(0)
+    for at in range(8):
+        assert old.next_batch(now) is not None and old.next_batch(now) is None
+        old.acknowledged(at, now)
+    assert old.idle and old.position == 8
+
+
+def test_foreign_writes_are_counted_and_lost_data_is_told() -> None:
+    one = partition(State(position=0, scanned=1))
+    made = cut(pieces(1, 1, 1), 0)
+    one.take(made.pieces, made.position, 1000, lambda _: False)
+    one.stored(0)
+    one.next_batch(1000)
+    one.acknowledged(1, 1000)
+    assert one.foreign == 0
+    one.next_batch(1000)
+    one.acknowledged(5, 1000)
+    assert one.foreign == 3
+    assert not one.table.serves(2, 4) and one.table.serves(5, 5)
+    one.next_batch(1000)
+    with pytest.raises(Inconsistent, match="lost data"):
+        one.acknowledged(3, 1000)
+
+
+def test_a_target_with_batches_nobody_announced() -> None:
+    intent = Intent(0, *ME, 5, (Stretch(0, 3, 0, 3, 0, 0),), ())
+    stored = Stored(intents={0: intent.encode()})
+    for tail in ([Found(0, *ME, 3, 1)], [Found(0, *ME, 0, 3), Found(3, *ME, 3, 1)], [Found(0, *ME, 1, 2)]):
+        with pytest.raises(Inconsistent):
+            recover(stored, tail, 9)
+    strangers = [Found(0, 8, 3, 0, 3), Found(3, 7, 2, 0, 3), Found(6, -1, -1, -1, 5)]
+    assert recover(stored, strangers, 11).landed == 0
+
+
+def test_a_journal_with_a_missing_intent_is_damaged() -> None:
+    contents = Contents()
+    for number in (0, 2):
+        contents.feed([intent_pair(STREAM, Intent(number, *ME, 5, (Stretch(0, 1, number, number + 1, 0, 0),), ()))])
+    with pytest.raises(Damaged):
+        contents.streams[STREAM].open_intents()
+
+
+def test_records_a_source_does_not_know_are_not_copied() -> None:
+    one = partition()
+    one.source = Table()
+    one.source.append(0, 5, 3)
+    made = cut(pieces(4, start=5), 5)
+    with pytest.raises(ValueError, match="in no run"):
+        one.take(made.pieces, made.position, 1000, lambda _: False)
+
+
+@given(st.integers(0, 9), st.lists(st.tuples(*[st.integers(0, (1 << 31) - 1)] * 6), max_size=5))
+def test_intents_are_read_as_they_were_written(number: int, stretches: list[tuple[int, ...]]) -> None:
+    intent = Intent(number, 1 << 40, 32767, 1 << 41, tuple(Stretch(*one) for one in stretches), ())
+    assert Intent.decode(intent.encode()) == intent
+    with pytest.raises(Damaged):
+        Intent.decode(intent.encode()[:-1] if stretches else b"")
