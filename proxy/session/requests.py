@@ -312,6 +312,9 @@ async def _handle(session: Session, frame: bytes | bytearray, header: RequestHea
     if key in (SASL_HANDSHAKE, SASL_AUTHENTICATE):
         await _sasl(session, frame, header)
         return
+    if 0 < session.login_ends < time.monotonic():
+        # As the broker, which may never hear of what is answered here.
+        raise session.refuse("login_expired", api=key)
     session.authenticating = False
     slot = Slot(Kind.LOCAL, key, version, header.correlation, session.cluster)
     call = SessionCall(session, around.view(), key, version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 
 from kafka_wire.codec import DecodeError, Message, decode
 from kafka_wire.errors import error_text
@@ -16,6 +17,7 @@ from proxy.transport.splice import move
 
 _HEAD = struct.Struct(">ii")  # size, correlation id
 HEAD = 8192
+SASL_AUTHENTICATE = 36
 LARGE = 131072
 
 
@@ -47,6 +49,8 @@ async def write_responses(session: Session) -> None:
         elif slot.kind is Kind.INNER or slot.kind is Kind.PRODUCE:
             await _whole(session, window, size, slot)
         else:
+            if slot.key == SASL_AUTHENTICATE:
+                window = await _note_login(session, window, size, slot)
             await _pass(session, window, size)
         slots.popleft()
         if slot.kind is Kind.INNER:
@@ -78,6 +82,26 @@ async def _token(session: Session, window: memoryview) -> None:
     await _pass(session, window, size)
     session.answered(session.slots.popleft(), size + 4)
     await _made_here(session)
+
+
+async def _note_login(session: Session, window: memoryview, size: int, slot: Slot) -> memoryview:
+    """How long the broker takes a login for valid (KIP-368); the frame is passed on as it is."""
+    inbox, end = session.upstream_inbox, size + 4
+    assert inbox is not None
+    if len(window) < end <= SCRATCH:
+        inbox.keep(window)
+        window = await inbox.window(end)
+    if len(window) >= end:
+        try:
+            answer = decode(
+                "response", slot.key, slot.version, window[4:end], response_body(slot.key, slot.version, window[4:end])
+            )
+        except DecodeError as error:
+            raise session.refuse("broker_protocol", error=str(error)) from None
+        if not answer["error_code"]:
+            lifetime = answer.get("session_lifetime_ms", 0)
+            session.login_ends = time.monotonic() + lifetime / 1000 if lifetime > 0 else 0.0
+    return window
 
 
 async def _pass(session: Session, window: memoryview, size: int) -> None:

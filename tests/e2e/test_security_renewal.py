@@ -12,6 +12,8 @@ import trio
 from confluent_kafka import Consumer, Producer
 
 from kafka_client import AuthenticationFailed, ClusterClient, Sasl, SecretValue, Security
+from tests.e2e.raw import Closed, connected
+from tests.e2e.test_security_sasl import log_in
 from tests.fixtures.clusters import USERS
 from tests.fixtures.names import Names
 from tests.fixtures.security import coordinate, grant, make_topics, until, user_acls
@@ -227,3 +229,22 @@ async def test_the_services_password_is_replaced(renewing: Renewing, names: Name
     log = renewing.federation.daemon.log.read_text()
     assert not [one for one in (*USERS.values(), renewed) if one in log]
     assert "Traceback" not in log
+
+
+async def test_what_is_answered_here_ends_with_the_login_too(renewing: Renewing) -> None:
+    metadata = {"topics": [], "allow_auto_topic_creation": False}
+    async with connected(renewing.federation.port) as raw:
+        await log_in(raw)
+        began = trio.current_time()
+        with pytest.raises(Closed), trio.fail_after(10):
+            while True:
+                assert (await raw.ask(3, 8, metadata))["brokers"]
+        assert trio.current_time() - began > LIFETIME_MS / 1000 * 0.5
+    async with connected(renewing.federation.port) as raw:
+        await log_in(raw)
+        began = last = trio.current_time()
+        while trio.current_time() - began < LIFETIME_MS / 1000 * 1.5:
+            assert (await raw.ask(3, 8, metadata))["brokers"]
+            if trio.current_time() - last > 1.2:  # a broker takes no second login within a second
+                await log_in(raw)
+                last = trio.current_time()
