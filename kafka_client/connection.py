@@ -29,7 +29,7 @@ from kafka_wire.frames import response_body
 from kafka_wire.schema import NEVER, Versions, by_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from kafka_wire.codec import Buffer
 
@@ -40,6 +40,7 @@ MAX_IN_FLIGHT = 64
 REAUTHENTICATE_AT = 0.85  # of the session's lifetime; Java clients take 85 to 95 % (KIP-368)
 REAUTHENTICATE_PAUSE = 1.05  # seconds; brokers answer 34 to a handshake within a second of the last
 _READ, _GROW = 1 << 16, 1 << 18
+_JOIN, _VECTORS = 1 << 16, 512  # larger frames are sent in pieces; Linux takes 1024 at a time
 _SIZE, _CORRELATION = struct.Struct(">i"), struct.Struct(">i")
 
 
@@ -65,7 +66,9 @@ def choose_version(offered: Mapping[int, Versions], key: int) -> int:
     raise UnsupportedApi(f"API key {key}: offered {theirs and (theirs.low, theirs.high)}, known here {ours}")
 
 
-class _Pending:
+class Ticket:
+    """A request on its way."""
+
     __slots__ = ("correlation", "counted", "done", "error", "frame", "given_up", "wake")
 
     def __init__(self, correlation: int, counted: bool) -> None:
@@ -95,7 +98,7 @@ class Connection:
         self._max_frame = max_frame
         self._slots = trio.Semaphore(max_in_flight)
         self._turn = trio.Lock()  # who may write
-        self._pending: deque[_Pending] = deque()
+        self._pending: deque[Ticket] = deque()
         self._reading = False
         self._correlation = 0
         self._failure: BrokerUnavailable | None = None
@@ -175,6 +178,23 @@ class Connection:
             answer[:4] = view[4:8]
         return memoryview(answer)
 
+    async def send(self, head: Buffer, parts: Sequence[Buffer] = ()) -> Ticket:
+        """Send a request frame made of `head` (as for `exchange`) and `parts`, which are not copied; for `receive`.
+
+        They must not change until the answer is there. Raises BrokerUnavailable, AuthenticationFailed.
+        """
+        view = memoryview(head)
+        return await self._submit(view[:4], view[8:], True, parts)
+
+    async def receive(self, ticket: Ticket, timeout: float = 30.0) -> memoryview:
+        """The answer to a request that was sent, as a frame; the correlation id in it is ours.
+
+        Raises BrokerUnavailable, CallTimeout.
+        """
+        with trio.move_on_after(timeout):
+            return memoryview(await self._answer(ticket))
+        raise CallTimeout(f"{self.address}: no answer in {timeout:g} s", sent=True)
+
     def close(self) -> None:
         """Close at once; what is in flight fails. Idempotent."""
         self._fail("closed here")
@@ -182,7 +202,7 @@ class Connection:
     # -- requests and answers -------------------------------------------------------------------------------------
 
     async def _round_trip(self, api: Buffer, rest: Buffer, timeout: float, answered: bool) -> bytearray:
-        pending: _Pending | None = None
+        pending: Ticket | None = None
         self.calls += 1
         try:
             with trio.move_on_after(timeout):
@@ -208,7 +228,7 @@ class Connection:
         except (DecodeError, IndexError) as error:
             raise self._fail(f"an answer to API key {key} v{version} that cannot be read: {error}") from None
 
-    async def _submit(self, api: Buffer, rest: Buffer, answered: bool) -> _Pending:
+    async def _submit(self, api: Buffer, rest: Buffer, answered: bool, parts: Sequence[Buffer] = ()) -> Ticket:
         """Write one request in turn; holds an in-flight slot until its answer is read."""
         await self._slots.acquire()
         kept = False
@@ -217,7 +237,7 @@ class Connection:
                 due = self._reauthenticate_at
                 if due is not None and trio.current_time() >= due:
                     await self._authenticate()
-                pending = await self._write(api, rest, answered)
+                pending = await self._write(api, rest, answered, parts=parts)
             kept = answered
             return pending
         finally:
@@ -226,17 +246,23 @@ class Connection:
             if not kept:
                 self._slots.release()
 
-    async def _write(self, api: Buffer, rest: Buffer, answered: bool, counted: bool = True) -> _Pending:
+    async def _write(
+        self, api: Buffer, rest: Buffer, answered: bool, counted: bool = True, parts: Sequence[Buffer] = ()
+    ) -> Ticket:
         if self._failure is not None:
             raise BrokerUnavailable(str(self._failure))
         self._correlation = self._correlation + 1 & 0x7FFFFFFF
-        pending = _Pending(self._correlation, counted)
-        frame = b"".join((_SIZE.pack(len(rest) + 8), api, _CORRELATION.pack(pending.correlation), rest))
+        pending = Ticket(self._correlation, counted)
+        size = len(rest) + 8 + sum(map(len, parts))
+        frame = b"".join((_SIZE.pack(size), api, _CORRELATION.pack(pending.correlation), rest))
         if answered:
             self._pending.append(pending)
         self.last_used = trio.current_time()
         try:
-            await self._stream.send_all(frame)
+            if size < _JOIN or not isinstance(self._stream, trio.SocketStream):
+                await self._stream.send_all(b"".join((frame, *parts)) if parts else frame)
+            else:
+                await _send_parts(self._stream.socket, [memoryview(one) for one in (frame, *parts)])
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
             raise self._lost(error) from error
         except BaseException:
@@ -244,7 +270,7 @@ class Connection:
             raise
         return pending
 
-    async def _answer(self, mine: _Pending) -> bytearray:
+    async def _answer(self, mine: Ticket) -> bytearray:
         try:
             while not mine.done:
                 if self._reading:
@@ -261,7 +287,7 @@ class Connection:
         assert mine.frame is not None
         return mine.frame
 
-    async def _read_for(self, mine: _Pending) -> None:
+    async def _read_for(self, mine: Ticket) -> None:
         """Hold the reading role until `mine` is done."""
         self._reading = True
         try:
@@ -419,6 +445,17 @@ class Connection:
         if not exchange.finished:
             raise AuthenticationFailed(f"{mechanism}: the exchange ended early")
         return lifetime
+
+
+async def _send_parts(socket: trio.socket.SocketType, parts: list[memoryview]) -> None:
+    at = 0
+    while at < len(parts):
+        sent = await socket.sendmsg(parts[at : at + _VECTORS])
+        while at < len(parts) and sent >= len(parts[at]):
+            sent -= len(parts[at])
+            at += 1
+        if sent:
+            parts[at] = parts[at][sent:]
 
 
 def _socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType:

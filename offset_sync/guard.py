@@ -74,11 +74,16 @@ class Guard:
         return tuple(found.entries) if found is not None else ()
 
     def note(self, noted: Noted) -> None:
-        """A batch that was appended. A new epoch forgets the old one's batches, as brokers do."""
+        """A batch that was appended. A new epoch forgets the old one's batches, as brokers do.
+
+        What lies no higher than the producer's newest is known already: a recovery may tell it again.
+        """
         producer_id, at, entry = noted
         one = self._producers.get(producer_id)
         if one is None:
             one = self._producers[producer_id] = _Producer(at)
+        elif one.entries and one.entries[-1].logical >= entry.logical:
+            return
         elif one.entries and one.entries[-1].epoch != entry.epoch:
             one.entries.clear()
         one.entries.append(entry)

@@ -152,7 +152,6 @@ class Table:
         self.own = None
         self.generation += 1
         self._dirty_from = self._gone = 0
-        self._top = -1
         self._state_dirty = True
 
     # -- stored form ----------------------------------------------------------------------------------------------
@@ -160,7 +159,7 @@ class Table:
     def checkpoint(self) -> dict[int, bytes | None]:
         """What changed since the last checkpoint: chunk number -> its bytes, None for one to delete; -1 is the state.
 
-        Every key belongs to this `generation`; those of older ones may be deleted.
+        Chunks are numbered anew in each generation; what an older one had above is among those to delete.
         """
         out: dict[int, bytes | None] = {}
         first, last = self.runs.first_chunk(), self.runs.chunk_of_last()

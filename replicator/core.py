@@ -15,7 +15,7 @@ sent twice. Why that neither loses nor doubles:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from kafka_wire.batches import NO_PRODUCER, advance, stamp
 from kafka_wire.records import values_batch
 from offset_sync.guard import Entry, Guard, Noted
 from offset_sync.table import Table
-from replicator.cut import Piece
+from replicator.cut import Cut
 from replicator.journal import SLOTS, Intent, Pair, State, Stored, Stream, Stretch, checkpoint_pairs, intent_pair
 
 WINDOW = 5  # batches of a partition in flight: what brokers remember of a producer
@@ -161,6 +161,7 @@ class Partition:
         "_stored",
         "_waiting",
         "_waiting_bytes",
+        "fetch_epoch",
         "fetch_position",
         "foreign",
         "guard",
@@ -181,6 +182,7 @@ class Partition:
         self.table = recovered.table
         self.guard = recovered.guard
         self.fetch_position = state.position
+        self.fetch_epoch = state.leader_epoch  # of the last batch in front of it
         self.foreign = 0  # target offsets that others took
         self._state = replace(state, producer_id=identity.producer_id, producer_epoch=identity.epoch)
         self._number = state.number  # of the next intent
@@ -223,18 +225,14 @@ class Partition:
         return self._waiting_bytes >= MAX_WAITING or self._number - self._checkpointed >= SLOTS
 
     @property
-    def leader_epoch(self) -> int:
-        """The source's leader epoch of the last record copied."""
-        return self._state.leader_epoch
-
-    @property
     def state(self) -> State:
         """What a checkpoint would store now."""
-        return replace(self._state, position=self.position)
+        epoch = self._state.leader_epoch if self._busy else self.fetch_epoch
+        return replace(self._state, position=self.position, leader_epoch=epoch)
 
     # -- from the source ------------------------------------------------------------------------------------------
 
-    def take(self, pieces: Sequence[Piece], position: int, now: int, mirrored: Callable[[int], bool]) -> Intent | None:
+    def take(self, made: Cut, now: int, mirrored: Callable[[int], bool]) -> Intent | None:
         """Stamp what was cut, and say what must be stored before it is sent. `now` is Unix ms.
 
         `mirrored` tells producer ids of mirrors: they have no place in the guard.
@@ -245,8 +243,7 @@ class Partition:
         number = self._number
         stretches: list[Stretch] = []
         guards: list[Noted] = []
-        start = self.fetch_position
-        for piece in pieces:
+        for piece in made.pieces:
             sequence = self._sequence
             for source, count in piece.stretches:
                 for logical, part in self.source.logical_runs([(source, count)]):
@@ -272,9 +269,11 @@ class Partition:
             self._sequence = sequence
             self._waiting.append(Shipment(piece.data, piece.records, number, piece.max_timestamp, piece.next))
             self._waiting_bytes += len(piece.data)
-        self.fetch_position = position
-        if not pieces:
-            self._dirty = self._dirty or position != start
+        self._dirty = self._dirty or made.position != self.fetch_position
+        self.fetch_position = made.position
+        if made.leader_epoch >= 0:
+            self.fetch_epoch = made.leader_epoch
+        if not made.pieces:
             return None
         self._number += 1
         intent = Intent(number, *self.identity, now, tuple(stretches), tuple(guards))
@@ -383,11 +382,9 @@ class Unit:
         self.partitions[partition.stream] = partition
         self.checkpoint(partition)
 
-    def take(
-        self, partition: Partition, pieces: Sequence[Piece], position: int, now: int, mirrored: Callable[[int], bool]
-    ) -> None:
+    def take(self, partition: Partition, made: Cut, now: int, mirrored: Callable[[int], bool]) -> None:
         """`Partition.take`, with the intent on its way to the journal."""
-        intent = partition.take(pieces, position, now, mirrored)
+        intent = partition.take(made, now, mirrored)
         if intent is not None:
             pair = intent_pair(partition.stream, intent)
             self._queue.append(_Entry([pair], _size(pair), partition.stream, intent=intent.number))

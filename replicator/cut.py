@@ -50,11 +50,15 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True)
 class Cut:
-    """`position` is where to fetch next; nothing was in front of it that is not in `pieces` or left out."""
+    """`position` is where to fetch next; nothing was in front of it that is not in `pieces` or left out.
+
+    `leader_epoch` is that of the last batch in front of it, -1 where nothing was passed.
+    """
 
     pieces: list[Piece]
     position: int
     left_out: int = 0  # batches
+    leader_epoch: int = -1
 
 
 def producer_ids(records: memoryview) -> set[int]:
@@ -108,6 +112,7 @@ def cut(
         following = one.next_offset
         if following <= out.position:
             continue  # a fetch begins with the batch that holds its offset
+        out.leader_epoch = one.leader_epoch
         while pending and pending[-1][1] <= one.last_offset:
             open_aborts.add(pending.pop()[0])
         attributes = one.attributes

@@ -129,7 +129,7 @@ class State:
     number: int = 0
     position: int = -1  # the next source offset to copy; -1: from the source's log start on
     scanned: int = 0
-    leader_epoch: int = -1  # the source's, of the last record copied
+    leader_epoch: int = -1  # the source's, of the last batch in front of `position`
     source_id: bytes = bytes(16)  # the source's topic id
     producer_id: int = -1
     producer_epoch: int = -1

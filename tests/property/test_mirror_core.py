@@ -84,7 +84,7 @@ def test_a_sequence_wraps() -> None:
     one._sequence = SEQUENCES - 3
     data = pieces(5, 2)
     made = cut(data, 0)
-    intent = one.take(made.pieces, made.position, 1000, lambda _: False)
+    intent = one.take(made, 1000, lambda _: False)
     assert intent is not None
     assert [batch.base_sequence for batch in walk(data)] == [SEQUENCES - 3, 2]
     assert intent.stretches == (Stretch(SEQUENCES - 3, 7, 0, 7, -1, 0),)
@@ -98,7 +98,7 @@ def test_five_in_flight_and_one_where_state_may_be_gone() -> None:
     now = 10 * 86_400_000
     one = partition()
     made = cut(pieces(*[1] * 8, time=now), 0)
-    one.take(made.pieces, made.position, now, lambda _: False)
+    one.take(made, now, lambda _: False)
     assert one.next_batch(now) is None  # the intent is not stored yet
     one.stored(0)
     assert [one.next_batch(now) is not None for _ in range(6)] == [True] * 5 + [False]
@@ -106,7 +106,7 @@ def test_five_in_flight_and_one_where_state_may_be_gone() -> None:
     assert one.next_batch(now) is not None and one.next_batch(now) is None
     old = partition()
     made = cut(pieces(*[1] * 8, time=now - 86_400_000), 0)
-    old.take(made.pieces, made.position, now, lambda _: False)
+    old.take(made, now, lambda _: False)
     old.stored(0)
     for at in range(8):
         assert old.next_batch(now) is not None and old.next_batch(now) is None
@@ -117,7 +117,7 @@ def test_five_in_flight_and_one_where_state_may_be_gone() -> None:
 def test_foreign_writes_are_counted_and_lost_data_is_told() -> None:
     one = partition(State(position=0, scanned=1))
     made = cut(pieces(1, 1, 1), 0)
-    one.take(made.pieces, made.position, 1000, lambda _: False)
+    one.take(made, 1000, lambda _: False)
     one.stored(0)
     one.next_batch(1000)
     one.acknowledged(1, 1000)
@@ -155,7 +155,7 @@ def test_records_a_source_does_not_know_are_not_copied() -> None:
     one.source.append(0, 5, 3)
     made = cut(pieces(4, start=5), 5)
     with pytest.raises(ValueError, match="in no run"):
-        one.take(made.pieces, made.position, 1000, lambda _: False)
+        one.take(made, 1000, lambda _: False)
 
 
 @given(st.integers(0, 9), st.lists(st.tuples(*[st.integers(0, (1 << 31) - 1)] * 6), max_size=5))

@@ -1,0 +1,254 @@
+"""Fetch and Produce as the copy loop needs them: requests around bytes that are not copied, topics named by id."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kafka_wire.codec import Message, decode, encode, read_uvarint, write_uvarint
+from kafka_wire.frames import response_body
+
+PRODUCE, FETCH = 0, 1
+CLIENT_ID = b"kfed-replicator"
+ACKS_ALL = -1
+_FLEXIBLE_PRODUCE, _IDS_PRODUCE, _IDS_FETCH = 9, 13, 13
+_HEAD = struct.Struct(">hhih")
+_ACKS = struct.Struct(">hi")
+_I32 = struct.Struct(">i")
+_ANSWER = struct.Struct(">ihqqq")  # index, error, base offset, append time, log start
+
+
+class Topic(NamedTuple):
+    """A topic on one cluster. Where the broker's version allows it is named by id, so that one created anew is seen."""
+
+    name: str
+    id: bytes
+
+
+Place = tuple[Topic, int]
+
+
+def _request_head(key: int, version: int) -> bytearray:
+    """Everything in front of the body; the correlation id is the connection's business."""
+    return bytearray(_HEAD.pack(key, version, 0, len(CLIENT_ID)) + CLIENT_ID)
+
+
+def produce_request(
+    version: int, batches: Sequence[tuple[Place, memoryview]], timeout_ms: int
+) -> tuple[bytearray, list[bytearray | memoryview]]:
+    """(head, parts) of a Produce with acks=all. At most one batch a partition: the caller sees to it.
+
+    Two in one partition's records are refused with 87; a partition listed twice is answered with success, and only
+    the last is stored.
+    """
+    by_topic: dict[Topic, list[tuple[int, memoryview]]] = {}
+    for (topic, partition), batch in batches:
+        by_topic.setdefault(topic, []).append((partition, batch))
+    out = _request_head(PRODUCE, version)
+    if version < _FLEXIBLE_PRODUCE:
+        data = [
+            {"name": topic.name, "partition_data": [{"index": n, "records": batch} for n, batch in parts]}
+            for topic, parts in by_topic.items()
+        ]
+        message: Message = {"acks": ACKS_ALL, "timeout_ms": timeout_ms, "topic_data": data}
+        return out + encode("request", PRODUCE, version, message), []
+    pieces: list[bytearray | memoryview] = []
+    out += b"\0\0"  # no tags, no transactional id
+    out += _ACKS.pack(ACKS_ALL, timeout_ms)
+    write_uvarint(out, len(by_topic) + 1)
+    head = current = out
+    for topic, parts in by_topic.items():
+        if version >= _IDS_PRODUCE:
+            current += topic.id
+        else:
+            name = topic.name.encode()
+            write_uvarint(current, len(name) + 1)
+            current += name
+        write_uvarint(current, len(parts) + 1)
+        for partition, batch in parts:
+            current += _I32.pack(partition)
+            write_uvarint(current, len(batch) + 1)
+            pieces.append(batch)
+            current = bytearray(b"\0")
+            pieces.append(current)
+        current.append(0)
+    current.append(0)
+    return head, pieces
+
+
+class Produced(NamedTuple):
+    """One partition's answer. `topic` is a name or an id."""
+
+    topic: str | bytes
+    partition: int
+    error: int
+    base_offset: int
+    log_start: int
+    message: str | None
+
+
+def produce_answer(version: int, frame: memoryview) -> list[Produced]:
+    """The answers of a Produce response. DecodeError."""
+    if version >= _FLEXIBLE_PRODUCE:
+        quick = _quick_answer(version, frame)
+        if quick is not None:
+            return quick
+    body = decode("response", PRODUCE, version, frame, response_body(PRODUCE, version, frame))
+    key = "topic_id" if version >= _IDS_PRODUCE else "name"
+    return [
+        Produced(
+            topic[key],
+            one["index"],
+            one["error_code"],
+            one["base_offset"],
+            one.get("log_start_offset", -1),
+            one.get("error_message"),
+        )
+        for topic in body["responses"]
+        for one in topic["partition_responses"]
+    ]
+
+
+def _quick_answer(version: int, frame: memoryview) -> list[Produced] | None:
+    """The same where nothing is wrong; None sends the caller the long way."""
+    out: list[Produced] = []
+    try:
+        if frame[4]:
+            return None
+        topics, pos = read_uvarint(frame, 5)
+        for _ in range(topics - 1):
+            name: str | bytes
+            if version >= _IDS_PRODUCE:
+                name, pos = bytes(frame[pos : pos + 16]), pos + 16
+            else:
+                size, pos = read_uvarint(frame, pos)
+                name, pos = str(frame[pos : pos + size - 1], "utf-8"), pos + size - 1
+            parts, pos = read_uvarint(frame, pos)
+            for _ in range(parts - 1):
+                index, error, base, _, start = _ANSWER.unpack_from(frame, pos)
+                pos += _ANSWER.size
+                # No errors of single records, no message, no tags.
+                if error or frame[pos] != 1 or frame[pos + 1] or frame[pos + 2]:
+                    return None
+                pos += 3
+                out.append(Produced(name, index, 0, base, start, None))
+            if frame[pos]:
+                return None
+            pos += 1
+    except (IndexError, struct.error):
+        return None
+    return out
+
+
+class Fetched(NamedTuple):
+    """One partition's answer. `records` is writable and holds whatever was sent, perhaps an incomplete batch.
+
+    `diverging` is (epoch, end offset) where the log before the asked offset is not what it was.
+    """
+
+    topic: str | bytes
+    partition: int
+    error: int
+    high_watermark: int
+    stable: int
+    log_start: int
+    aborted: list[tuple[int, int]]
+    records: memoryview
+    diverging: tuple[int, int] | None
+
+
+class Wanted(NamedTuple):
+    """What is asked of one partition: an offset, the leader epoch of the batch in front of it (-1: unknown), bytes."""
+
+    offset: int
+    last_epoch: int
+    max_bytes: int
+
+
+@dataclass(slots=True)
+class FetchSession:
+    """An incremental fetch session (KIP-227) on one connection: only what changed is sent, both ways."""
+
+    version: int
+    id: int = 0
+    epoch: int = 0
+    sent: dict[Place, Wanted] = field(default_factory=dict)
+
+    @property
+    def by_id(self) -> bool:
+        return self.version >= _IDS_FETCH
+
+    def request(
+        self,
+        wanted: Mapping[Place, Wanted],
+        *,
+        max_wait_ms: int,
+        min_bytes: int = 1,
+        max_bytes: int = 64 << 20,
+        committed: bool = True,
+    ) -> bytearray:
+        """The frame that asks for all of `wanted`, of which the session knows most."""
+        whole = self.epoch == 0
+        ask = wanted if whole else {k: one for k, one in wanted.items() if self.sent.get(k) != one}
+        gone = [] if whole else [place for place in self.sent if place not in wanted]
+        message = {
+            "max_wait_ms": max_wait_ms,
+            "min_bytes": min_bytes,
+            "max_bytes": max_bytes,
+            "isolation_level": int(committed),
+            "session_id": self.id,
+            "session_epoch": self.epoch,
+            "topics": self._topics({place: _asked(place[1], one) for place, one in ask.items()}),
+            "forgotten_topics_data": self._topics({place: place[1] for place in gone}),
+        }
+        self.sent = dict(wanted)
+        flexible = b"\0" if self.version >= 12 else b""
+        return _request_head(FETCH, self.version) + flexible + encode("request", FETCH, self.version, message)
+
+    def _topics(self, places: Mapping[Place, object]) -> list[Message]:
+        grouped: dict[Topic, list[object]] = {}
+        for (topic, _), one in places.items():
+            grouped.setdefault(topic, []).append(one)
+        return [{"topic": topic.name, "topic_id": topic.id, "partitions": parts} for topic, parts in grouped.items()]
+
+    def answer(self, frame: memoryview) -> tuple[int, list[Fetched]]:
+        """(error, the partitions that have something to say). After an error the session begins anew. DecodeError."""
+        body = decode("response", FETCH, self.version, frame, response_body(FETCH, self.version, frame))
+        if body["error_code"]:
+            self.reset()
+            return body["error_code"], []
+        self.id = body["session_id"]
+        self.epoch = self.epoch % 0x7FFFFFFF + 1 if self.id else 0
+        key = "topic_id" if self.by_id else "topic"
+        return 0, [_fetched(topic[key], one) for topic in body["responses"] for one in topic["partitions"]]
+
+    def reset(self) -> None:
+        self.id = self.epoch = 0
+        self.sent = {}
+
+
+def _asked(partition: int, one: Wanted) -> Message:
+    return {
+        "partition": partition,
+        "fetch_offset": one.offset,
+        "last_fetched_epoch": one.last_epoch,
+        "partition_max_bytes": one.max_bytes,
+    }
+
+
+def _fetched(topic: str | bytes, one: Message) -> Fetched:
+    diverging = one.get("diverging_epoch")
+    records = one["records"]
+    return Fetched(
+        topic,
+        one["partition_index"],
+        one["error_code"],
+        one["high_watermark"],
+        one["last_stable_offset"],
+        one["log_start_offset"],
+        [(aborted["producer_id"], aborted["first_offset"]) for aborted in one["aborted_transactions"] or ()],
+        records if records is not None else memoryview(bytearray()),
+        (diverging["epoch"], diverging["end_offset"]) if diverging and diverging["epoch"] >= 0 else None,
+    )
