@@ -116,6 +116,8 @@ async def _named(call: Call, version: int, request: Message) -> tuple[View, list
     entries = []
     for one in asked:
         name, topic_id = one.get("name"), one.get("topic_id", _ZERO_ID)
+        if version >= 12 and topic_id != _ZERO_ID:
+            name = None  # as brokers do: Java sends an empty name along with an id
         if name is None and (version < 12 or topic_id == _ZERO_ID):
             raise Refused(ERROR.INVALID_REQUEST, "a topic needs a name, or from version 12 on an id")
         entries.append(Named(name, topic_id))

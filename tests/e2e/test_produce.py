@@ -1,0 +1,226 @@
+"""Records of every shape, codec and promise: what is acknowledged and read is what a plain cluster gives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pytest
+import trio
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from tests.e2e.reading import BOUND, Seen, create, produce, read
+from tests.fixtures.sides import Side, Sides
+from tools.java_client import Jvm
+
+CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
+SHAPES: list[dict[str, object]] = [
+    {"key": b"k", "value": b"plain"},
+    {"key": None, "value": b"no key"},
+    {"key": b"k", "value": None},
+    {"key": None, "value": b""},
+    {"key": b"", "value": b"empty key", "headers": [("a", b"1"), ("a", b"2"), ("none", None), ("", b"")]},
+    {"key": "ключ".encode(), "value": b"x" * 200_000},
+]
+
+
+def everywhere(sides: Sides, work: Callable[[Side], object]) -> None:
+    """The same result on every side."""
+    expected = work(sides.direct)
+    for side in (sides.here, sides.there):
+        assert work(side) == expected, side.name
+
+
+def ends(acknowledged: list[Seen]) -> list[tuple[int, int]]:
+    return [(one.partition, one.offset) for one in acknowledged]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_librdkafka_codecs_and_shapes(sides: Sides, codec: str) -> None:
+    def work(side: Side) -> object:
+        topic = side.topic("shapes")
+        create(side.librdkafka, topic)
+        records = [{"topic": topic, "partition": 0, **shape} for shape in SHAPES]
+        acknowledged = produce(side.librdkafka, records, compression_type=codec, linger_ms=50)
+        assert ends(acknowledged) == [(0, offset) for offset in range(len(SHAPES))]
+        return read(side.librdkafka, topic, len(SHAPES))
+
+    everywhere(sides, work)
+
+
+@pytest.mark.parametrize(("acks", "idempotent"), [(0, False), (1, False), ("all", False), ("all", True)])
+def test_librdkafka_acknowledgements(sides: Sides, acks: int | str, idempotent: bool) -> None:
+    def work(side: Side) -> object:
+        topic = side.topic("acks")
+        create(side.librdkafka, topic, partitions=2)
+        records = [{"topic": topic, "partition": n % 2, "value": str(n).encode()} for n in range(200)]
+        acknowledged = produce(side.librdkafka, records, acks=acks, enable_idempotence=idempotent)
+        found = read(side.librdkafka, topic, 200, partitions=2)
+        if acks != 0:
+            assert sorted((one.partition, one.offset, one.value) for one in acknowledged) == sorted(
+                (one.partition, one.offset, one.value) for one in found
+            )
+        return sorted(found)
+
+    everywhere(sides, work)
+
+
+def test_large_records_and_their_limit(sides: Sides) -> None:
+    def work(side: Side) -> object:
+        topic = side.topic("large")
+        create(side.librdkafka, topic, max_message_bytes="4000000")
+        large = [{"topic": topic, "partition": 0, "value": bytes([n]) * 3_500_000} for n in range(3)]
+        produce(side.librdkafka, large, message_max_bytes=8_000_000)
+        found = read(side.librdkafka, topic, 3, fetch_message_max_bytes=4_000_000)
+        with pytest.raises(AssertionError) as refused:
+            produce(side.librdkafka, [{"topic": topic, "value": b"x" * 4_500_000}], message_max_bytes=8_000_000)
+        assert "MSG_SIZE_TOO_LARGE" in str(refused.value)
+        return found
+
+    everywhere(sides, work)
+
+
+def test_what_a_producer_is_refused(sides: Sides) -> None:
+    def work(side: Side) -> object:
+        topic = side.topic("strict")
+        create(side.librdkafka, topic, cleanup_policy="compact")
+        refused: list[object] = []
+        tries: tuple[Mapping[str, object], ...] = (
+            {"topic": topic, "value": b"no key in a compacted topic"},
+            {"topic": topic, "key": b"k", "value": b"far away", "timestamp": 4_000_000_000_000},
+            {"topic": side.topic("no-such"), "value": b"x"},
+            {"topic": topic, "key": b"k", "value": b"x", "partition": 7},
+        )
+        for record in tries:
+            codes: list[object] = []
+
+            def delivered(error: KafkaError | None, _: object, codes: list[object] = codes) -> None:
+                codes.append(error and error.code())
+
+            settings = {"message.timeout.ms": 3000, "log_level": 0, "topic.metadata.propagation.max.ms": 1000}
+            producer = Producer({**side.librdkafka, **settings})
+            try:
+                producer.produce(
+                    **record,  # type: ignore[arg-type]
+                    on_delivery=delivered,
+                )
+                assert producer.flush(BOUND) == 0
+            except KafkaException as error:
+                codes.append(error.args[0].code())
+            refused.append(codes)
+        assert refused[0] == [KafkaError.INVALID_RECORD], refused
+        return refused
+
+    everywhere(sides, work)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+async def test_java_codecs_and_shapes(sides: Sides, jvm: Jvm, codec: str) -> None:
+    async def work(side: Side) -> object:
+        topic = side.topic("java")
+        async with (
+            jvm.admin(side.java) as admin,
+            jvm.producer(side.java, compression_type=codec) as producer,
+            jvm.consumer(side.java) as consumer,
+        ):
+            await admin.create_topic(topic, 2)
+            sent = await producer.send(topic, 20, partition=0, keys=3, size=2000, timestamp=1_700_000_000_000)
+            sent += await producer.send(topic, 2, partition=0, tombstone=True, key="gone")
+            sent += await producer.send(topic, 2, partition=1, headers={"a": "1"})
+            assert all(each.error is None for each in sent)
+            await consumer.assign((topic, 0), (topic, 1))
+            found = await consumer.take(24)
+            told = [(each.partition, each.offset) for each in sent]
+            assert told == sorted((each.partition, each.offset) for each in found)
+            return sorted((each.partition, each.offset, str(each.key), str(each.value), each.headers) for each in found)
+
+    expected = await work(sides.direct)
+    for side in (sides.here, sides.there):
+        assert await work(side) == expected, side.name
+
+
+@pytest.mark.parametrize("acks", ["0", "1", "all"])
+async def test_java_acknowledgements(sides: Sides, jvm: Jvm, acks: str) -> None:
+    for side in (sides.here, sides.there):
+        topic = side.topic("acks")
+        async with (
+            jvm.admin(side.java) as admin,
+            jvm.producer(side.java, acks=acks, enable_idempotence=str(acks == "all").lower()) as producer,
+            jvm.consumer(side.java) as consumer,
+        ):
+            await admin.create_topic(topic, 1)
+            sent = await producer.send(topic, 100, partition=0)
+            await consumer.assign((topic, 0))
+            found = await consumer.take(100)
+            assert [each.value for each in found] == [f"{number}" for number in range(100)]
+            if acks != "0":
+                assert [each.offset for each in sent] == [each.offset for each in found]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_aiokafka_codecs_and_shapes(sides: Sides, codec: str, idempotent: bool) -> None:
+    async def talk(side: Side) -> list[Seen]:
+        topic = side.topic("aio")
+        producer = AIOKafkaProducer(
+            bootstrap_servers=side.bootstrap,
+            compression_type=None if codec == "none" else codec,
+            enable_idempotence=idempotent,
+            max_request_size=2_000_000,
+        )
+        consumer = AIOKafkaConsumer(bootstrap_servers=side.bootstrap, auto_offset_reset="earliest")
+        await producer.start()
+        await consumer.start()
+        try:
+            for shape in SHAPES:
+                headers = [(name, value or b"") for name, value in shape.get("headers", ())]  # type: ignore[attr-defined]
+                await producer.send_and_wait(topic, shape["value"], shape["key"], 0, headers=headers)
+            consumer.assign([TopicPartition(topic, 0)])
+            found = [await asyncio.wait_for(consumer.getone(), BOUND) for _ in SHAPES]
+            return [Seen(one.partition, one.offset, one.key, one.value, tuple(one.headers)) for one in found]
+        finally:
+            await consumer.stop()
+            await producer.stop()
+
+    def work(side: Side) -> object:
+        create(side.librdkafka, side.topic("aio"))
+        return asyncio.run(talk(side))
+
+    everywhere(sides, work)
+
+
+async def test_idempotent_producers_of_both_clusters_do_not_collide(sides: Sides) -> None:
+    """Brokers of different clusters give the same producer ids, and would take one's records for another's."""
+    here, there = sides.here.topic("pids"), sides.there.topic("pids")
+    config = sides.here.librdkafka
+    await trio.to_thread.run_sync(lambda: create(config, here, there))
+    total: list[Seen] = []
+
+    def produce_to_both(number: int) -> None:
+        records = [{"topic": topic, "value": f"{number}:{n}".encode()} for n in range(50) for topic in (here, there)]
+        total.extend(produce(config, records, enable_idempotence=True, linger_ms=1))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(6):
+            nursery.start_soon(trio.to_thread.run_sync, produce_to_both, number)
+    assert len(total) == 600
+    for topic in (here, there):
+        found = await trio.to_thread.run_sync(read, config, topic, 300)
+        values = [one.value for one in found]
+        assert len(set(values)) == 300
+        for number in range(6):
+            assert [one for one in values if one and one.startswith(f"{number}:".encode())] == [
+                f"{number}:{n}".encode() for n in range(50)
+            ]
+
+
+def test_a_producer_writes_both_clusters(sides: Sides) -> None:
+    topics = [sides.here.topic("a"), sides.there.topic("a")]
+    config = sides.here.librdkafka
+    create(config, *topics, partitions=3)
+    records = [{"topic": topics[n % 2], "key": str(n % 7).encode(), "value": str(n).encode()} for n in range(400)]
+    produce(config, records, enable_idempotence=True)
+    for index, topic in enumerate(topics):
+        found = read(config, topic, 200, partitions=3)
+        assert sorted(int(one.value or b"") for one in found) == list(range(index, 400, 2))
