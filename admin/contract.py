@@ -45,6 +45,12 @@ class Office(Protocol):
 
     async def group(self, name: str) -> Document: ...
 
+    async def group_home_plan(self, name: str, cluster: str) -> Document:
+        """What it means that a group is at home on `cluster`. Conflict, where it cannot be without a move."""
+
+    async def group_home(self, name: str, cluster: str, by: str) -> Document:
+        """Make it so."""
+
     async def proxies(self) -> Document: ...
 
     async def operations(self) -> Document: ...

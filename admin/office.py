@@ -12,7 +12,7 @@ import trio
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
 from admin.core import Core
 from admin.workers import Workers
-from metadata_service import doctor, models, seeding
+from metadata_service import deciding, doctor, models, seeding
 from metadata_service import status as documents
 from metadata_service.failures import DecisionFailed, SettingsRefused
 from metadata_service.member import Member
@@ -115,6 +115,33 @@ class FederationOffice:
 
     async def group(self, name: str) -> Document:
         return _found(documents.group(await self._facts(), name), f"no group {name!r}")
+
+    async def group_home_plan(self, name: str, cluster: str) -> Document:
+        return {**(await self._home_plan(name, cluster)).document(), "applied": False}
+
+    async def _home_plan(self, name: str, cluster: str) -> deciding.Plan:
+        member, _ = self._open()
+        if name not in member.view.groups:
+            raise NotFound(f"no group {name!r}")
+        try:
+            return await deciding.plan_home(member, name, cluster)
+        except deciding.CannotDecide as error:
+            raise Conflict(f"group {name!r}: {error}") from None
+        except DecisionFailed as error:
+            raise Unavailable(str(error)) from None
+
+    async def group_home(self, name: str, cluster: str, by: str) -> Document:
+        plan = await self._home_plan(name, cluster)
+        member, _ = self._open()
+        try:
+            with _store_errors():
+                await deciding.decide_home(member, plan)
+        except deciding.CannotDecide as error:
+            raise Conflict(f"group {name!r}: {error}") from None
+        except DecisionFailed as error:
+            raise Unavailable(str(error)) from None
+        await self._record(by, "group home", plan.document(), {"home": cluster})
+        return {**plan.document(), "applied": True}
 
     async def proxies(self) -> Document:
         """The registered workers; of this instance's own also what they say themselves at this moment."""

@@ -76,6 +76,15 @@ async def _config_diff(office: Office, asked: Asked) -> Document:
     return await office.config_diff(asked.object("configuration"))
 
 
+async def _group_home(office: Office, asked: Asked) -> Document:
+    cluster = asked.body.get("cluster")
+    if not isinstance(cluster, str):
+        raise Wrong("cluster: the name of a cluster is needed")
+    if not asked.flag("apply"):
+        return await office.group_home_plan(asked.path["name"], cluster)
+    return await office.group_home(asked.path["name"], cluster, asked.by)
+
+
 async def _import(office: Office, asked: Asked) -> Document:
     exported = asked.object("export")
     if not asked.flag("apply"):
@@ -97,6 +106,21 @@ ROUTES = (
     Route("GET", "/topics/{name}", "One topic", lambda office, asked: office.topic(asked.path["name"])),
     Route("GET", "/groups", "The groups and their homes", lambda office, _: office.groups()),
     Route("GET", "/groups/{name}", "One group", lambda office, asked: office.group(asked.path["name"])),
+    Route(
+        "POST",
+        "/groups/{name}/home",
+        "Decide where a group that is known to several clusters is at home; a plan unless `apply`",
+        _group_home,
+        gives={
+            "group": "its name",
+            "home": "`{from, to}`: a cluster",
+            "conflict": "`{from, to}`: clusters whose commits do not count, and wait for a decision",
+            "carry": "`{from, to}`: clusters whose commits count for topics that come from there",
+            "applied": "whether the group's record was changed",
+        },
+        takes={"cluster": "its home; it must have members nowhere else", "apply": "true: do it"},
+        changes=True,
+    ),
     Route("GET", "/proxies", "The proxy workers", lambda office, _: office.proxies()),
     Route("GET", "/operations", "Operations, running and past", lambda office, _: office.operations()),
     Route("GET", "/operations/{id}", "One operation", lambda office, asked: office.operation(asked.path["id"])),

@@ -43,6 +43,11 @@ def parser() -> argparse.ArgumentParser:
     topics.add_argument("name", metavar="NAME", nargs="?", help="a topic")
     groups = command("groups", "the groups and their homes, or one of them in detail")
     groups.add_argument("name", metavar="NAME", nargs="?", help="a group")
+    groups.add_argument(
+        "--home",
+        metavar="CLUSTER",
+        help="decide where NAME is at home, if it has members on no other cluster; a plan without --apply",
+    )
     command("proxies", "the proxy workers, what they hold and what they have acknowledged")
     operations = command("operations", "operations, running and past, or one of them in detail")
     operations.add_argument("id", metavar="ID", nargs="?", help="an operation")

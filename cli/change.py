@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from runtime.settings import Settings
 
 
 def run(options: argparse.Namespace) -> int:
-    """`config ...` and `store ...`."""
+    """`config ...`, `store ...` and `groups NAME --home CLUSTER`."""
+    if options.command == "groups":
+        return _group_home(options)
     if options.command == "store":
         return _export(options) if options.action == "export" else _import(options)
     settings = settings_of(options, needed=True)
@@ -48,6 +51,18 @@ def _config(options: argparse.Namespace, settings: Settings) -> int:
         tables.changes(plan)
         if options.action == "apply" and plan["changes"] and not options.apply:
             print("\nNothing was changed; do it with --apply.")
+    return DONE
+
+
+def _group_home(options: argparse.Namespace) -> int:
+    if options.name is None:
+        raise Usage("groups --home needs the NAME of a group")
+    path = f"groups/{urllib.parse.quote(options.name, safe='')}/home"
+    result = ask(options, path, "POST", {"cluster": options.home, "apply": options.apply})
+    if options.json:
+        output.document(result)
+    else:
+        tables.home(result)
     return DONE
 
 

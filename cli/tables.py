@@ -61,7 +61,8 @@ GROUPS: tuple[Column, ...] = (
     ("type", "type"),
     ("lag", "lag"),
     ("topics", "topics"),
-    ("also on", "conflict"),
+    ("counts on", "carry"),
+    ("conflict", "conflict"),
 )
 LAGS: tuple[Column, ...] = (("name", "name"), ("lag", "lag"), ("partitions", "partitions"), ("state", "state"))
 PROXIES: tuple[Column, ...] = (
@@ -112,6 +113,13 @@ def changes(document: Document) -> None:
     table(CHANGES, rows, empty="The store says what the file says.", fold=True)
     if document["applied"] and document["changes"]:
         print("\nDone.")
+
+
+def home(document: Document) -> None:
+    """Where a group is at home: a plan, or what was done."""
+    titles = (("home", "home"), ("conflict", "waits on"), ("carry", "counts on"))
+    table(CHANGES, [{"key": title, "action": "", **document[key]} for key, title in titles])
+    print("\nDone." if document["applied"] else "\nNothing was changed; do it with --apply.")
 
 
 def _leaves(key: str, action: str, before: object, after: object) -> Iterator[Row]:
@@ -210,7 +218,8 @@ def _group(document: Document) -> None:
             ("state", document["state"]),
             ("type", document["type"]),
             ("lag", document["lag"]),
-            ("also on", document["conflict"]),
+            ("commits count on", document["carry"]),
+            ("in conflict with", document["conflict"]),
         ]
     )
     print()

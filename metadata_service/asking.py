@@ -21,7 +21,9 @@ from metadata_service.view import Partition, PhysicalTopic
 
 T = TypeVar("T")
 
-METADATA, LIST_GROUPS, LIST_TRANSACTIONS = 3, 16, 66
+METADATA, OFFSET_FETCH, LIST_GROUPS, LIST_TRANSACTIONS = 3, 9, 16, 66
+GROUP = 0  # key type of a coordinator
+BY_NAME = 9  # the last version of OffsetFetch and OffsetCommit that names topics, not ids
 NAMES_PER_CALL = 500
 TIMEOUT = 5.0
 LOADING = {ERROR.COORDINATOR_LOAD_IN_PROGRESS, ERROR.COORDINATOR_NOT_AVAILABLE}
@@ -54,6 +56,26 @@ class FoundTransaction:
     def live(self) -> bool:
         """A transaction is open or being ended."""
         return self.state in ("Ongoing", "PrepareCommit", "PrepareAbort", "PrepareEpochFence")
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """What a group has committed for one partition."""
+
+    offset: int
+    epoch: int
+    metadata: str
+
+
+Versions = Mapping[int, tuple[int, int]]
+Positions = dict[tuple[str, int], Position]
+"""By topic and partition."""
+
+
+def turn(items: Sequence[T], after: T, count: int) -> list[T]:
+    """The next `count` of sorted items behind `after`, from the beginning again at the end."""
+    later = [one for one in items if one > after]  # type: ignore[operator]
+    return (later or list(items))[:count]
 
 
 class Rounds(Generic[T]):
@@ -162,6 +184,39 @@ async def list_transactions(client: ClusterClient, *, timeout: float = 2 * TIMEO
         for answer in answers.values()
         for one in answer["transaction_states"]
     }
+
+
+async def committed(
+    client: ClusterClient, group: str, versions: Versions, *, stable: bool, timeout: float = TIMEOUT
+) -> Positions:
+    """Everything a group has committed on a cluster; `versions`: what the cluster speaks. Nothing for no such group.
+
+    Raises:
+        Undecided: no answer, or (`stable`) a commit is pending in an open transaction.
+    """
+    asked = {"group_id": group, "member_id": None, "member_epoch": -1, "topics": None}
+    message = {"group_id": group, "topics": None, "groups": [asked], "require_stable": stable}
+    version = min(versions.get(OFFSET_FETCH, (0, BY_NAME))[1], BY_NAME)
+    try:
+        answer = await client.call_coordinator(
+            GROUP, group, OFFSET_FETCH, message, version=version, timeout=timeout, retry=True
+        )
+    except ClientError as error:
+        raise Undecided(client.name, str(error)) from error
+    found = answer["groups"][0] if version >= 8 else answer
+    if found["error_code"] == ERROR.GROUP_ID_NOT_FOUND:
+        return {}
+    if found["error_code"]:
+        raise Undecided(client.name, f"group {group!r}: {error_name(found['error_code'])}")
+    positions: Positions = {}
+    for topic in found["topics"]:
+        for one in topic["partitions"]:
+            if one["error_code"] and stable:
+                raise Undecided(client.name, f"group {group!r}: {error_name(one['error_code'])}")
+            if not one["error_code"] and one["committed_offset"] >= 0:
+                position = Position(one["committed_offset"], one["committed_leader_epoch"], one["metadata"] or "")
+                positions[topic["name"], one["partition_index"]] = position
+    return positions
 
 
 async def _ask_brokers(client: ClusterClient, key: int, message: Message, timeout: float) -> Mapping[int, Message]:

@@ -154,8 +154,12 @@ def _groups(facts: Facts) -> Iterator[Finding]:
     for kind, homes in (("group", facts.view.groups), ("transactional id", facts.view.transactions)):
         for name, home in sorted(homes.items()):
             if home.conflict:
-                text = f"at home on {home.cluster}, and known to {', '.join(home.conflict)} too"
-                mend = f"kfed groups {name} --move-home CLUSTER" if kind == "group" else "stop the one not wanted"
+                others = ", ".join(home.conflict)
+                text = f"at home on {home.cluster}, and on {others} too; what it has there waits for a decision"
+                mend = f"kfed groups {name} --home {home.cluster} --apply"
+                if kind != "group":
+                    text = f"at home on {home.cluster}, and known to {others} too"
+                    mend = f"stop who uses it on {others}"
                 yield Finding("warning", f"{kind} conflict", name, text, mend)
             if home.cluster not in facts.view.clusters:
                 text = f"its home {home.cluster} is not known"

@@ -188,7 +188,8 @@ class WorkerFederation:
         found = await self._ask(self._groups, list_groups)
         view = self._following.view
         here = {cluster: groups[group] for cluster, groups in found.items() if group in groups}
-        wanted = homes.decide_group(group, here, self._placement(), _indexes(view))
+        active = {name for name, one in view.clusters.items() if one.record.state == "active"}
+        wanted = homes.decide_group(group, here, self._placement(), _indexes(view), active - found.keys())
         self._must_be_reachable(wanted.cluster)
         return (await self._record(GROUP_HOMES + group, lambda now: now or wanted)).cluster
 
@@ -225,7 +226,8 @@ class WorkerFederation:
         home = await self.transaction_writes(transactional_id, group_home)
         if home != group_home and not await self._group_exists(group_home, group):
             record = self._following.view.groups.get(group)
-            moved = HomeRecord(name=group, cluster=home)
+            carry = tuple(one for one in record.carry if one != home) if record is not None else ()
+            moved = HomeRecord(name=group, cluster=home, carry=carry)
             await self._record(GROUP_HOMES + group, lambda now: moved if now == record or now is None else now)
         return home
 

@@ -11,6 +11,7 @@ import trio
 from kafka_client import ClusterClient
 from metadata_service import homes
 from metadata_service.asking import list_groups, list_transactions
+from metadata_service.carrying import Carrying
 from metadata_service.failures import Undecided
 from metadata_service.member import Member
 from metadata_service.models import GROUP_HOMES, TRANSACTION_HOMES, HomeRecord
@@ -34,6 +35,7 @@ class Homekeeping:
         self._guard = guard
         self._forget_after = forget_after
         self._absent_since: dict[str, float] = {}
+        self._carrying = Carrying(member)
 
     async def round(self) -> None:
         """Looks at every reachable cluster once."""
@@ -43,12 +45,14 @@ class Homekeeping:
         placement = view.placement
         indexes = {name: one.record.index for name, one in view.clusters.items()}
         groups = await self._ask(list_groups)
+        silent = {name for name, one in view.clusters.items() if one.record.state == "active"} - groups.keys()
         new = {
-            name: homes.decide_group(name, found, placement, indexes)
+            name: homes.decide_group(name, found, placement, indexes, silent)
             for name, found in homes.by_name(groups, view.groups).items()
         }
         await self._adopt(GROUP_HOMES, new)
         await self._review(GROUP_HOMES, view.groups, groups)
+        await self._carrying.round(groups)
         transactions = await self._ask(list_transactions)
         ids = {
             name: homes.decide_transaction(name, found, placement, indexes)

@@ -2,11 +2,13 @@
 
 A group's home is where it already is: where it has members, else where it has commits. Where that is one cluster,
 it decides; where it is several, a live one goes before one with commits only, then an explicit rule, then the lowest
-cluster index, and the others are recorded as a conflict for the operator to see. A group nobody knows goes where the
-rules say. All kinds of groups (classic, consumer, share, streams) are one name space, as on a broker.
+cluster index. What the others hold goes on counting for the topics that come from there (`carry`, see carrying.py);
+only where a group is live on several is there nothing to be assumed: that is a conflict, and an operator decides. A
+group nobody knows goes where the rules say. All kinds of groups (classic, consumer, share, streams) are one name space,
+as on a broker.
 
 A cluster that is away when a group is first used is not waited for, or one lost cluster would keep every new group
-from starting: a group it holds is found when it is back, and shown as a conflict. Only where the cluster that would
+from starting: what it holds counts when it is back (its topics are away as long). Only where the cluster that would
 become the home is itself away is nothing decided.
 """
 
@@ -35,15 +37,28 @@ def _first(
 
 
 def decide_group(
-    name: str, found: Mapping[str, FoundGroup], placement: Placement, indexes: Mapping[str, int]
+    name: str,
+    found: Mapping[str, FoundGroup],
+    placement: Placement,
+    indexes: Mapping[str, int],
+    silent: Collection[str] = (),
 ) -> HomeRecord:
-    """The home of a group that has none; `found`: the clusters that know it."""
+    """The home of a group that has none; `found`: the clusters that know it, `silent`: those that did not answer."""
     ruled, explicit = place_home(placement, "groups", name)
     live = [cluster for cluster, one in found.items() if one.live]
-    home = _first(found, live, ruled if explicit else None, indexes)
-    if home is None:
-        return HomeRecord(name=name, cluster=ruled)
-    return HomeRecord(name=name, cluster=home, conflict=_rest(found, home))
+    home = _first(found, live, ruled if explicit else None, indexes) or ruled
+    return with_home(HomeRecord(name=name, cluster=home), found, silent)
+
+
+def with_home(record: HomeRecord, found: Mapping[str, FoundGroup], silent: Collection[str]) -> HomeRecord:
+    """The record of a group whose home has just been decided. A share group has positions of another kind, which are
+    not carried anywhere."""
+    rest = {cluster: one for cluster, one in found.items() if cluster != record.cluster}
+    shared = any(one.kind == "share" for one in found.values())
+    busy = shared or (record.cluster in found and found[record.cluster].live)
+    conflict = tuple(sorted(cluster for cluster, one in rest.items() if busy and (shared or one.live)))
+    carry = tuple(sorted({*rest, *silent} - {record.cluster, *conflict}))
+    return msgspec.structs.replace(record, conflict=conflict, carry=carry)
 
 
 def decide_transaction(
@@ -62,11 +77,15 @@ def review(record: HomeRecord, found: Collection[str], reachable: Collection[str
     """The record with its conflict as it is now; `found`: the clusters that list it.
 
     The home itself never changes here: that is an operation. What was recorded about clusters that could not be
-    asked stays.
+    asked stays. A cluster's commits count until it does not know the group any longer, also when they have been copied:
+    somebody who still connects there directly may commit further topics, and come through the endpoint later.
     """
+    carry = tuple(one for one in record.carry if one not in reachable or one in found)
     silent = {one for one in record.conflict if one not in reachable}
-    now = tuple(sorted({one for one in found if one != record.cluster} | silent))
-    return record if now == record.conflict else msgspec.structs.replace(record, conflict=now)
+    conflict = tuple(sorted({one for one in found if one != record.cluster and one not in carry} | silent))
+    if (conflict, carry) == (record.conflict, record.carry):
+        return record
+    return msgspec.structs.replace(record, conflict=conflict, carry=carry)
 
 
 def fix_transaction(current: HomeRecord | None, name: str, cluster: str) -> HomeRecord:

@@ -1,25 +1,25 @@
 """Who reads and writes each topic, with a lag for each group: bounded work in rounds, kept under `inventory/`.
 
-Groups come from each cluster's own list, positions from OffsetFetch on their home, ends from ListOffsets (the high
-watermark) on the serving cluster, writers from DescribeProducers on the leaders, which know idempotent and
-transactional producers only. Lag is counted in offsets. A topic that has moved is left to those who can translate:
-its lag is -1 here.
+Groups come from each cluster's own list, positions from OffsetFetch on their home and where they still count, ends from
+ListOffsets (the high watermark) on the serving cluster, writers from DescribeProducers on the leaders, which know
+idempotent and transactional producers only. Lag is counted in offsets. A topic that has moved is left to those who can
+translate: its lag is -1 here.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import msgspec
 import trio
 
 from kafka_client import ClientError, ClusterClient
 from kafka_wire.codec import Message
-from metadata_service.asking import FoundGroup, list_groups
+from metadata_service.asking import FoundGroup, Positions, committed, list_groups, turn
+from metadata_service.carrying import counting, missing
 from metadata_service.failures import Undecided
 from metadata_service.member import Member
 from metadata_service.models import INVENTORY, GroupUse, InventoryRecord, is_internal
@@ -27,23 +27,20 @@ from metadata_service.records import Contended, encode, read_all
 from metadata_service.store.contract import MAX_OPERATIONS, Delete, Operation, Put, Unchanged
 from metadata_service.view import PhysicalTopic, View
 
-LIST_OFFSETS, OFFSET_FETCH, DESCRIBE_PRODUCERS = 2, 9, 61
-GROUP = 0
+LIST_OFFSETS, DESCRIBE_PRODUCERS = 2, 61
 GROUPS_AT_ONCE = 200  # a round
 TOPICS_AT_ONCE = 200  # a round, for their producers
 WRITES_AT_ONCE = 500  # records a round
 TIMEOUT = 5.0
 TAGGED = 1 << 40  # the tag of the cluster with index 0
 
-T = TypeVar("T")
-
 
 @dataclass
 class _Reads:
-    """One group's committed positions: (topic, partition) -> offset."""
+    """One group's committed positions."""
 
     group: FoundGroup
-    positions: dict[tuple[str, int], int] = field(default_factory=dict)
+    positions: Positions = field(default_factory=dict)
 
 
 @dataclass
@@ -109,7 +106,7 @@ class Inventory:
             home = view.groups.get(name)
             if home is None or home.cluster not in away:
                 del self._reads[name]
-        part = _turn(sorted(listed), self._next_group, GROUPS_AT_ONCE)
+        part = turn(sorted(listed), self._next_group, GROUPS_AT_ONCE)
         self._next_group = part[-1] if part else ""
         slots = trio.CapacityLimiter(8)
 
@@ -120,14 +117,25 @@ class Inventory:
                 return  # share groups have no committed offsets of this kind
             async with slots:
                 try:
-                    positions = await _positions(client, name, view.clusters[cluster].snapshot.versions)
-                except ClientError:
+                    positions = await self._positions(view, client, name)
+                except Undecided:
                     return
             self._reads[name] = _Reads(group, positions)
 
         async with trio.open_nursery() as nursery:
             for name in part:
                 nursery.start_soon(read, name)
+
+    async def _positions(self, view: View, home: ClusterClient, group: str) -> Positions:
+        """As a client would be told them. Raises Undecided."""
+        positions = await committed(home, group, view.clusters[home.name].snapshot.versions, stable=False)
+        record = view.groups.get(group)
+        for cluster in counting(view, record) if record is not None else ():
+            client = self._member.clients.get(cluster)
+            if client is not None and view.clusters[cluster].snapshot.reachable:
+                there = await committed(client, group, view.clusters[cluster].snapshot.versions, stable=False)
+                positions |= missing(view, cluster, positions, there)
+        return positions
 
     async def _ends(self, view: View) -> dict[tuple[str, int], int]:
         """The high watermarks of the partitions that somebody reads."""
@@ -157,7 +165,7 @@ class Inventory:
 
     async def _read_producers(self, view: View) -> None:
         names = sorted(name for name in view.topics if not is_internal(name))
-        part = _turn(names, self._next_topic, TOPICS_AT_ONCE)
+        part = turn(names, self._next_topic, TOPICS_AT_ONCE)
         self._next_topic = part[-1] if part else ""
         for name in [name for name in self._producers if name not in view.topics]:
             del self._producers[name]
@@ -230,19 +238,13 @@ def _same(one: InventoryRecord, other: InventoryRecord | None) -> bool:
     return other is not None and msgspec.structs.replace(one, at=other.at) == other
 
 
-def _turn(items: Sequence[T], after: T, count: int) -> list[T]:
-    """The next `count` of sorted items behind `after`, from the beginning again at the end."""
-    later = [one for one in items if one > after]  # type: ignore[operator]
-    return (later or list(items))[:count]
-
-
 def _led(topic: PhysicalTopic) -> Iterator[tuple[int, int]]:
     return ((one.leader, one.index) for one in topic.partitions if one.leader >= 0)
 
 
-def _by_topic(positions: Mapping[tuple[str, int], int]) -> Iterable[tuple[str, dict[int, int]]]:
-    for topic, some in itertools.groupby(sorted(positions.items()), key=lambda one: one[0][0]):
-        yield topic, {index: offset for (_, index), offset in some}
+def _by_topic(positions: Positions) -> Iterable[tuple[str, dict[int, int]]]:
+    for topic, some in itertools.groupby(sorted(positions), key=lambda one: one[0]):
+        yield topic, {index: positions[topic, index].offset for _, index in some}
 
 
 def lag(topic: str, positions: Mapping[int, int], ends: Mapping[tuple[str, int], int]) -> int:
@@ -250,26 +252,6 @@ def lag(topic: str, positions: Mapping[int, int], ends: Mapping[tuple[str, int],
     if any((topic, index) not in ends for index in positions):
         return -1
     return sum(max(0, ends[topic, index] - offset) for index, offset in positions.items())
-
-
-async def _positions(
-    client: ClusterClient, group: str, versions: Mapping[int, tuple[int, int]]
-) -> dict[tuple[str, int], int]:
-    asked = {"group_id": group, "member_id": None, "member_epoch": -1, "topics": None}
-    message = {"group_id": group, "topics": None, "groups": [asked], "require_stable": False}
-    version = min(versions.get(OFFSET_FETCH, (0, 9))[1], 9)  # from 10 on topics are named by id
-    answer = await client.call_coordinator(
-        GROUP, group, OFFSET_FETCH, message, version=version, timeout=TIMEOUT, retry=True
-    )
-    found = answer["groups"][0] if version >= 8 else answer
-    if found["error_code"]:
-        return {}
-    return {
-        (topic["name"], one["partition_index"]): one["committed_offset"]
-        for topic in found["topics"]
-        for one in topic["partitions"]
-        if not one["error_code"] and one["committed_offset"] >= 0
-    }
 
 
 async def _high_watermarks(

@@ -113,13 +113,16 @@ class HomeRecord(_Record, frozen=True):
     """The cluster that coordinates a group or a transactional id.
 
     `written` is False for a transactional id that has named no topic yet: the first topic it names decides.
-    `conflict` names other clusters where the group is live or has commits: shown, and left to the operator.
+    `carry` names other clusters whose commits still count, for topics that come from there and have no commit at the
+    home (see `carrying`). `conflict` names those where the group is as well, and which do not count: shown, and left
+    to the operator.
     """
 
     name: str
     cluster: str
     written: bool = True
     conflict: tuple[str, ...] = ()
+    carry: tuple[str, ...] = ()
 
 
 class StubRecord(_Record, frozen=True):

@@ -2,7 +2,8 @@
 
 They lie on the group's home, for topics of other clusters under a stub, and are logical offsets: what a client read
 is what it commits, wherever the topic lives or has lived, so nothing is translated here. Topic ids (commit and fetch
-version 10) are mapped to the home's own topic or stub, and back.
+version 10) are mapped to the home's own topic or stub, and back. What a group committed on other clusters before the
+federation still counts where the home has nothing: see carried.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from metadata_service.view import View
+from proxy.apis.carried import complete, delete_positions, sources
 from proxy.apis.contract import Call, Handler
 from proxy.apis.homes import group_home, require_group, stubs
 from proxy.apis.mapping import forward, to_physical_ids
@@ -21,6 +23,8 @@ from proxy.apis.refusals import refusal
 COMMIT, FETCH, DELETE = 8, 9, 47
 IDS_FROM = 10  # version of OffsetCommit and OffsetFetch that names topics by id
 GROUPS_FROM = 8  # version of OffsetFetch that names several groups
+STABLE_FROM = 7  # version of OffsetFetch whose clients know UNSTABLE_OFFSET_COMMIT
+RETRY = ERROR.COORDINATOR_LOAD_IN_PROGRESS  # what clients of any version ask again after
 
 
 async def prepared(call: Call, topics: Iterable[Message], by_id: bool) -> tuple[View, list[Message], list[Message]]:
@@ -65,18 +69,30 @@ async def offset_commit(call: Call, version: int, request: Message) -> Message:
 
 async def offset_fetch(call: Call, version: int, request: Message) -> Message:
     if version < GROUPS_FROM:
-        await require_group(call, request["group_id"])
-        return await forward(call, call.view, FETCH, request)
+        return await _fetch_one(call, version, request)
     homes = {one["group_id"]: await group_home(call, one["group_id"]) for one in request["groups"]}
     here = [one for one in request["groups"] if homes[one["group_id"]] == call.cluster]
-    view = call.view
-    if version >= IDS_FROM:
-        ids = [topic["topic_id"] for one in here for topic in one["topics"] or ()]
-        view = await find(call, (), ids)
+    by_id = version >= IDS_FROM
+    names = () if by_id else [topic["name"] for one in here if one["topics"] is not None for topic in one["topics"]]
+    view = call.latest()
+    carried = {one["group_id"]: record for one in here if (record := sources(view, one["group_id"])) is not None}
+    if by_id or carried:
+        ids = [topic["topic_id"] for one in here for topic in one["topics"] or ()] if by_id else ()
+        view = await find(call, names if carried else (), ids)
     if not here:
         return refusal(FETCH, version, request, ERROR.NOT_COORDINATOR)
-    asked = to_physical_ids(view, call.cluster, FETCH, version, {**request, "groups": here})
-    response = await forward(call, view, FETCH, asked)
+    asked, unasked = _without_unknown_there(view, call.cluster, here) if by_id else (here, {})
+    asked_there = to_physical_ids(view, call.cluster, FETCH, version, {**request, "groups": asked})
+    response = await forward(call, view, FETCH, asked_there)
+    stable = bool(request.get("require_stable", False))
+    for one in response["groups"]:
+        group = one["group_id"]
+        if one["error_code"]:
+            continue
+        one["topics"] += unasked.get(group, [])
+        mine = next(each for each in here if each["group_id"] == group)
+        if group in carried and not await complete(call, view, carried[group], mine, one, by_id=by_id, stable=stable):
+            one |= {"topics": [], "error_code": ERROR.COORDINATOR_LOAD_IN_PROGRESS}
     if len(here) < len(request["groups"]):
         away = [one for one in request["groups"] if homes[one["group_id"]] != call.cluster]
         refused = refusal(FETCH, version, {"groups": away}, ERROR.NOT_COORDINATOR)
@@ -84,9 +100,67 @@ async def offset_fetch(call: Call, version: int, request: Message) -> Message:
     return response
 
 
+async def _fetch_one(call: Call, version: int, request: Message) -> Message:
+    """Versions that ask about one group."""
+    await require_group(call, request["group_id"])
+    record = sources(call.latest(), request["group_id"])
+    view = call.latest() if record is None else await find(call, [one["name"] for one in request["topics"] or ()])
+    response = await forward(call, view, FETCH, request)
+    if record is None or response.get("error_code"):
+        return response
+    stable = bool(request.get("require_stable", False))
+    whole = await complete(call, view, record, request, response, by_id=False, stable=stable)
+    codes = {one["error_code"] for topic in response["topics"] for one in topic["partitions"]}
+    if not whole or (version < STABLE_FROM and ERROR.UNSTABLE_OFFSET_COMMIT in codes):
+        return refusal(FETCH, version, {**request, "topics": request["topics"] or []}, RETRY)
+    return response
+
+
+def _without_unknown_there(
+    view: View, cluster: str, groups: Iterable[Message]
+) -> tuple[list[Message], dict[str, list[Message]]]:
+    """(the groups without topics that have no stub on their home, results for those by group): a broker refuses an id
+    it does not know, and nothing can be committed there yet."""
+    asked: list[Message] = []
+    results: dict[str, list[Message]] = {}
+    for group in groups:
+        if group["topics"] is None:
+            asked.append(group)
+            continue
+        strange = [
+            one
+            for one in group["topics"]
+            if (topic := view.topics_by_id.get(one["topic_id"])) is not None
+            and topic.cluster != cluster
+            and not ((stub := view.stubs.get((cluster, topic.name))) is not None and stub.topic_id)
+        ]
+        asked.append({**group, "topics": [one for one in group["topics"] if one not in strange]})
+        results[group["group_id"]] = [
+            {
+                "topic_id": one["topic_id"],
+                "partitions": [
+                    {
+                        "partition_index": index,
+                        "committed_offset": -1,
+                        "committed_leader_epoch": -1,
+                        "metadata": "",
+                        "error_code": 0,
+                    }
+                    for index in one["partition_indexes"]
+                ],
+            }
+            for one in strange
+        ]
+    return asked, results
+
+
 async def offset_delete(call: Call, version: int, request: Message) -> Message:
     await require_group(call, request["group_id"])
-    return await forward(call, call.view, DELETE, request)
+    record = sources(call.latest(), request["group_id"])
+    if record is None:
+        return await forward(call, call.view, DELETE, request)
+    view = await find(call, [one["name"] for one in request["topics"]])
+    return await delete_positions(call, view, record, request, await forward(call, view, DELETE, request))
 
 
 HANDLERS: dict[int, Handler] = {COMMIT: offset_commit, FETCH: offset_fetch, DELETE: offset_delete}

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from kafka_wire.codec import DecodeError, Message, decode_named
 from kafka_wire.errors import ERROR
 from proxy.apis import subscriptions
+from proxy.apis.carried import delete_group, sources
 from proxy.apis.contract import Call, Handler
 from proxy.apis.homes import require_group, split_by_home, stubs
 from proxy.apis.mapping import forward, to_physical_ids
@@ -78,6 +79,11 @@ _delete = split_by_home(DELETE, "groups_names", "results", "group_id")
 
 async def delete_groups(call: Call, version: int, request: Message) -> Message:
     response = await _delete(call, version, request)
+    view = call.latest()
+    for one in response["results"]:
+        record = sources(view, one["group_id"])
+        if record is not None and record.cluster == call.cluster:
+            one["error_code"] = await delete_group(call, view, record, one["error_code"])
     deleted = [one["group_id"] for one in response["results"] if one["error_code"] == ERROR.NONE]
     if deleted:
         await call.federation.groups_deleted(deleted)

@@ -57,6 +57,14 @@ class FakeOffice:
     async def operations(self) -> Document:
         return {"operations": []}
 
+    async def group_home_plan(self, name: str, cluster: str) -> Document:
+        return {"group": name, "home": {"from": "east", "to": cluster}, "applied": False}
+
+    async def group_home(self, name: str, cluster: str, by: str) -> Document:
+        if cluster == "nowhere":
+            raise Conflict("there is no cluster 'nowhere'")
+        return {"group": name, "home": {"from": "east", "to": cluster}, "applied": True}
+
     async def operation(self, identifier: str) -> Document:
         return {"id": identifier}
 

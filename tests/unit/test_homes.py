@@ -26,14 +26,36 @@ def test_the_home_is_where_the_group_is_whatever_the_rules_say() -> None:
 
 def test_members_count_more_than_commits() -> None:
     home = decide_group("g", {"east": EMPTY, "west": LIVE}, PLAIN, INDEXES)
-    assert (home.cluster, home.conflict) == ("west", ("east",))
+    assert (home.cluster, home.conflict, home.carry) == ("west", (), ("east",))
 
 
 def test_between_equals_a_rule_decides_then_the_lowest_index() -> None:
     for found in ({"east": EMPTY, "west": EMPTY}, {"west": LIVE, "east": LIVE}):
         assert decide_group("g", found, RULES, INDEXES).cluster == "west"
         assert decide_group("g", found, PLAIN, INDEXES).cluster == "east"
-        assert decide_group("g", found, PLAIN, INDEXES).conflict == ("west",)
+
+
+def test_what_an_idle_group_has_elsewhere_counts_and_a_live_one_is_a_conflict() -> None:
+    idle = decide_group("g", {"east": EMPTY, "west": EMPTY}, PLAIN, INDEXES)
+    assert (idle.conflict, idle.carry) == ((), ("west",))
+    three = decide_group("g", {"east": LIVE, "west": LIVE, "north": EMPTY}, PLAIN, INDEXES)
+    assert (three.cluster, three.conflict, three.carry) == ("east", ("west",), ("north",))
+    share = FoundGroup("g", "Empty", "share")
+    other = decide_group("g", {"east": EMPTY, "west": share}, PLAIN, INDEXES)
+    assert (other.conflict, other.carry) == (("west",), ())
+
+
+def test_a_cluster_that_does_not_answer_counts_until_it_has_said_that_it_has_nothing() -> None:
+    new = decide_group("g", {}, PLAIN, INDEXES, silent=("west",))
+    assert (new.cluster, new.carry) == ("east", ("west",))
+    assert review(new, {"east"}, {"east"}) == new
+    assert review(new, {"east", "west"}, {"east", "west"}) == new  # it has something: that goes on counting
+    assert review(new, {"east"}, {"east", "west"}).carry == ()
+
+
+def test_what_comes_later_is_a_conflict() -> None:
+    record = HomeRecord(name="g", cluster="east", carry=("west",))
+    assert review(record, {"east", "north", "west"}, {"east", "north", "west"}).conflict == ("north",)
 
 
 def test_a_conflict_is_reviewed_and_the_home_stays() -> None:
