@@ -97,25 +97,27 @@ SHAPES = {
 @pytest.mark.parametrize("first", [8, 9, 60, 65536, 1 << 22])
 async def test_a_fetch_response_arrives_whole_however_it_is_cut(version: int, shape: str, first: int) -> None:
     async with talking(two_clusters()) as talk:
-        broker = await asked(talk, fetch(version, 5))
+        broker = await asked(talk, fetch(version, 5) + fetch(version, 6))
         parts = [one | {"preferred_read_replica": 2} for one in SHAPES[shape]]
-        whole = answer(version, 5, parts)
-        got = bytearray()
+        # Back to back: the second begins where the first ends, in the same segment or not.
+        both = answer(version, 5, parts) + answer(version, 6, parts[:1])
+        got: list[bytes] = []
 
         async def read() -> None:
-            got.extend(await exactly(talk.client, len(whole)))
+            got.append(await frame_of(talk.client))
+            got.append(await frame_of(talk.client))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
-            # Two responses back to back: the second begins where the first ends.
-            await broker.send_all(whole[:first])
+            await broker.send_all(both[:first])
             await trio.testing.wait_all_tasks_blocked(0.001)
-            await broker.send_all(whole[first:])
+            await broker.send_all(both[first:])
         replica = 2 if version >= 11 else -1  # east's index is 0
         expected = [
             (one["partition_index"], one["records"] or b"", len(one["aborted_transactions"]), replica) for one in parts
         ]
-        assert parts_of(version, bytes(got[4:])) == expected
+        assert parts_of(version, got[0]) == expected
+        assert parts_of(version, got[1]) == expected[:1]
 
 
 async def test_thousands_of_aborted_transactions_are_not_looked_at_again_for_every_byte() -> None:
@@ -346,7 +348,12 @@ async def test_what_was_sent_before_the_end_is_still_executed_and_answered() -> 
 
 
 async def test_a_thousand_requests_at_once_leave_others_their_turn() -> None:
+    turns: list[int] = []
     others = 0
+
+    async def note(call: Call, version: int, request: Message) -> Message:
+        turns.append(others)
+        return {"topics": []}
 
     async def look_around() -> None:
         nonlocal others
@@ -354,13 +361,13 @@ async def test_a_thousand_requests_at_once_leave_others_their_turn() -> None:
             others += 1
             await trio.lowlevel.checkpoint()
 
-    async with talking(two_clusters(), {METADATA: say}) as talk, trio.open_nursery() as nursery:
+    async with talking(two_clusters(), {METADATA: note}) as talk, trio.open_nursery() as nursery:
         await talk.client.send_all(b"".join(metadata(1, number) for number in range(1000)))
         nursery.start_soon(look_around)
         for _ in range(1000):
             await frame_of(talk.client)
         nursery.cancel_scope.cancel()
-    assert others > 900, "it handled them all without stepping aside"
+    assert max(turns.count(turn) for turn in set(turns)) < 20, "it handled many without stepping aside"
 
 
 async def test_a_bug_in_a_handler_ends_its_session_only_and_is_counted() -> None:
