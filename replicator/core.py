@@ -208,7 +208,13 @@ class Partition:
 
     @property
     def records(self) -> int:
+        """Copied in all."""
         return self._state.records
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that were taken and are not acknowledged yet."""
+        return self._waiting_bytes
 
     @property
     def _busy(self) -> bool:
@@ -280,6 +286,12 @@ class Partition:
         self._pending.extend((one, number) for one in stretches)
         self._guards.extend(guards)
         return intent
+
+    def skip_to(self, position: int) -> None:
+        """Nothing below this source offset exists any more."""
+        if position > self.fetch_position:
+            self.fetch_position, self.fetch_epoch = position, -1
+            self._dirty = True
 
     def stored(self, number: int) -> None:
         """Intents up to this number are stored."""

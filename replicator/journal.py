@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from offset_sync.guard import Entry, Guard, Noted
@@ -134,30 +134,35 @@ class State:
     producer_id: int = -1
     producer_epoch: int = -1
     records: int = 0  # copied in all
+    source: str = ""  # the cluster `position` counts on
 
     def encode(self) -> bytes:
-        return _STATE.pack(
-            VERSION,
-            self.number,
-            self.position,
-            self.scanned,
-            self.leader_epoch,
-            self.source_id,
-            self.producer_id,
-            self.producer_epoch,
-            self.records,
+        return (
+            _STATE.pack(
+                VERSION,
+                self.number,
+                self.position,
+                self.scanned,
+                self.leader_epoch,
+                self.source_id,
+                self.producer_id,
+                self.producer_epoch,
+                self.records,
+            )
+            + self.source.encode()
         )
 
     @classmethod
     def decode(cls, data: bytes) -> State:
         """Raises Damaged."""
         try:
-            version, *rest = _STATE.unpack(data)
-        except struct.error as error:
+            version, *rest = _STATE.unpack_from(data)
+            source = data[_STATE.size :].decode()
+        except (struct.error, UnicodeDecodeError) as error:
             raise Damaged(f"a state: {error}") from None
         if version != VERSION:
             raise Damaged(f"a state of version {version}")
-        return cls(*rest)
+        return replace(cls(*rest), source=source)
 
 
 @dataclass(slots=True)

@@ -222,7 +222,7 @@ class FetchSession:
         self.id = body["session_id"]
         self.epoch = self.epoch % 0x7FFFFFFF + 1 if self.id else 0
         key = "topic_id" if self.by_id else "topic"
-        return 0, [_fetched(topic[key], one) for topic in body["responses"] for one in topic["partitions"]]
+        return 0, [fetched(topic[key], one) for topic in body["responses"] for one in topic["partitions"]]
 
     def reset(self) -> None:
         self.id = self.epoch = 0
@@ -238,7 +238,8 @@ def _asked(partition: int, one: Wanted) -> Message:
     }
 
 
-def _fetched(topic: str | bytes, one: Message) -> Fetched:
+def fetched(topic: str | bytes, one: Message) -> Fetched:
+    """One partition of a decoded Fetch response."""
     diverging = one.get("diverging_epoch")
     records = one["records"]
     return Fetched(

@@ -1,0 +1,243 @@
+"""The lanes of a session: a partition on its way from a feeder to an outlet, and the unit's part of the journal."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from kafka_client import ClientError
+from kafka_wire.batches import first_size
+from kafka_wire.codec import DecodeError
+from kafka_wire.errors import ERROR, error_name
+from replicator.core import Inconsistent, Partition
+from replicator.cut import Corrupt, Cut, cut, producer_ids
+from replicator.outlet import Outlet
+from replicator.states import Condition, Status, Stop
+from replicator.topics import EARLIEST, LATEST, RETRIABLE, offsets
+from replicator.wire import Fetched, Place, Produced, Wanted
+
+if TYPE_CHECKING:
+    from replicator.feeder import Feeder
+    from replicator.link import Session
+
+FETCH_BYTES = 1 << 20
+# What the target will say again, however often the batch is sent.
+_FOR_GOOD = {ERROR.MESSAGE_TOO_LARGE, ERROR.INVALID_TIMESTAMP, ERROR.RECORD_LIST_TOO_LARGE, ERROR.INVALID_RECORD}
+
+
+def _words(answer: Produced) -> str:
+    return f"{error_name(answer.error)} ({answer.error}){': ' + answer.message if answer.message else ''}"
+
+
+class Journal:
+    """The unit's intents and checkpoints."""
+
+    def __init__(self, session: Session, place: Place, outlet: Outlet) -> None:
+        self.session = session
+        self.place = place
+        self.outlet = outlet
+
+    def offer(self) -> None:
+        self.outlet.offer(self)
+
+    def next(self) -> memoryview | None:
+        if self.session.ended.is_set():
+            return None
+        assert self.session.unit is not None
+        return self.session.unit.journal_batch(int(time.time() * 1000))
+
+    def answered(self, answer: Produced) -> None:
+        session = self.session
+        if session.ended.is_set():
+            return
+        if answer.error:
+            session.fail(f"journal: {_words(answer)}")
+            return
+        assert session.unit is not None
+        for stream in session.unit.journal_stored():
+            lane = session.lanes.get(stream.partition)
+            if lane is not None:
+                lane.outlet.offer(lane)
+        self.outlet.offer(self)
+
+    def lost(self, reason: str) -> None:
+        self.session.fail(reason)
+
+
+class Data:
+    """One partition: fed by its source's leader, written to its target's."""
+
+    def __init__(
+        self, session: Session, partition: Partition, place: Place, origin: Place, outlet: Outlet, status: Status
+    ) -> None:
+        self.session = session
+        self.partition = partition
+        self.place = place
+        self.origin = origin
+        self.outlet = outlet
+        self.status = status
+        self.feeder: Feeder | None = None
+        self.deletable = 0  # the target may delete below this offset
+        self.deleted = 0
+        self._fetch_bytes = FETCH_BYTES
+        self._log_start = -1
+        self._paused = False
+
+    # -- as a lane of the target ----------------------------------------------------------------------------------
+
+    def next(self) -> memoryview | None:
+        if self.session.ended.is_set():
+            return None
+        one = self.partition.next_batch(int(time.time() * 1000))
+        return one.data if one is not None else None
+
+    def answered(self, answer: Produced) -> None:
+        session, status = self.session, self.status
+        if session.ended.is_set():
+            return
+        if answer.error:
+            if answer.error in _FOR_GOOD:
+                session.halt(self, Stop(Condition.REFUSED, _words(answer)))
+            session.fail(f"partition {self.partition.stream.partition}: {_words(answer)}")
+            return
+        now = time.time()
+        before = self.partition.foreign
+        try:
+            one = self.partition.acknowledged(answer.base_offset, int(now * 1000))
+        except Inconsistent as error:
+            session.halt(self, Stop(Condition.TARGET_LOST, str(error)))
+            session.fail(str(error))
+            return
+        status.foreign += self.partition.foreign - before
+        status.records = self.partition.records
+        status.records_here += one.records
+        status.bytes += len(one.data)
+        status.last_copied = now
+        status.position = self.partition.position
+        if status.position >= status.end:
+            self._caught_up()
+        counters = session.link.counters
+        counters.bytes += len(one.data)
+        counters.records += one.records
+        counters.batches += 1
+        if self.partition.checkpoint_due():
+            assert session.unit is not None and session.journal is not None
+            session.unit.checkpoint(self.partition)
+            session.journal.offer()
+        self.outlet.offer(self)
+        if self._paused and not self.partition.full and self.feeder is not None:
+            self.feeder.wake()
+
+    def lost(self, reason: str) -> None:
+        self.session.fail(reason)
+
+    # -- as a feed of the source ----------------------------------------------------------------------------------
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self.partition.waiting_bytes
+
+    def wanted(self) -> Wanted | None:
+        self._paused = self.partition.full
+        if self._paused:
+            return None
+        return Wanted(self.partition.fetch_position, self.partition.fetch_epoch, self._fetch_bytes)
+
+    async def fetched(self, answer: Fetched) -> None:
+        if self.session.ended.is_set():
+            return
+        try:
+            if answer.error:
+                await self._error(answer.error)
+                return
+            if answer.diverging is not None:
+                epoch, end = answer.diverging
+                raise Stop(
+                    Condition.TRUNCATED,
+                    f"its leader epoch {epoch} ends at {end}, copied up to {self.partition.fetch_position}",
+                )
+            if answer.log_start > self._log_start:
+                self._follow_log_start(answer.log_start)
+            await self._records(answer)
+        except Stop as stop:
+            self.session.halt(self, stop)
+
+    async def _records(self, answer: Fetched) -> None:
+        session, partition, status = self.session, self.partition, self.status
+        link = session.link
+        status.end = answer.stable if answer.stable >= 0 else answer.high_watermark
+        made: Cut | None = None
+        if len(answer.records):
+            exchange = session.assignment.mode == "exchange"
+            try:
+                ids = producer_ids(answer.records)
+                if not ids <= link.local_ids:
+                    await link.knows(ids, session.assignment.mode)
+                    if session.ended.is_set():
+                        return
+                foreign = link.mirrored if exchange else None
+                made = cut(answer.records, partition.fetch_position, answer.aborted, foreign)
+            except (Corrupt, DecodeError) as error:
+                raise Stop(Condition.CORRUPT, str(error)) from None
+            except ClientError:
+                return  # the registry cannot be read: the same is fetched again
+            if made.position == partition.fetch_position:
+                # Not one whole batch: it is larger than what was asked for.
+                self._fetch_bytes = max(first_size(answer.records) or 0, self._fetch_bytes * 2)
+            else:
+                self._fetch_bytes = FETCH_BYTES
+                status.left_out += made.left_out
+                assert session.unit is not None and session.journal is not None
+                try:
+                    session.unit.take(partition, made, int(time.time() * 1000), link.mirrored)
+                except ValueError as error:
+                    raise Stop(Condition.CORRUPT, str(error)) from None
+                if made.pieces:
+                    session.journal.offer()
+        status.position = partition.position
+        if status.position >= status.end:
+            self._caught_up()
+        elif not status.behind_since:
+            status.behind_since = time.time()
+            status.condition = Condition.COPYING
+
+    def _caught_up(self) -> None:
+        self.status.behind_since = 0.0
+        if self.status.condition is Condition.COPYING:
+            self.status.condition = Condition.CAUGHT_UP
+
+    def _follow_log_start(self, log_start: int) -> None:
+        """DeleteRecords and retention of the source: erasure must reach a standby."""
+        self._log_start = log_start
+        if self.session.assignment.mode != "ship":
+            return
+        partition = self.partition
+        logical = partition.source.logical(log_start)
+        if logical is not None and partition.table.raise_log_start(logical):
+            partition.touch()
+        physical = partition.table.physical(partition.table.log_start)
+        end = partition.table.runs.end
+        if physical is not None and end is not None:
+            self.deletable = max(self.deletable, min(physical, end.physical))
+
+    async def _error(self, code: int) -> None:
+        link, name, number = self.session.link, self.origin[0].name, self.origin[1]
+        if code == ERROR.OFFSET_OUT_OF_RANGE:
+            try:
+                start = (await offsets(link.source, name, [number], EARLIEST))[number]
+                end = (await offsets(link.source, name, [number], LATEST))[number]
+            except ClientError:
+                return
+            position = self.partition.fetch_position
+            if position > end:
+                raise Stop(Condition.TRUNCATED, f"it ends at {end}, copied up to {position}")
+            if position < start:
+                self.status.overtaken += start - position
+                self._follow_log_start(start)
+                self.partition.skip_to(start)
+        elif code == ERROR.UNKNOWN_TOPIC_ID:
+            raise Stop(Condition.RECREATED, "its topic id is not known any more")
+        elif code in RETRIABLE:
+            link.leaders_moved()
+        else:
+            raise Stop(Condition.MISSING, f"{error_name(code)} ({code})")

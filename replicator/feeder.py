@@ -1,0 +1,133 @@
+"""The way from one source broker: one connection, one incremental fetch session over all partitions it leads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from kafka_client import ClientError, ClusterClient
+from kafka_client.cluster import backoff
+from kafka_client.connection import Connection
+from kafka_wire.codec import DecodeError
+from replicator.wire import FETCH, Fetched, FetchSession, Place, Wanted
+
+MAX_WAIT_MS = 250
+RESPONSE_BYTES = 16 << 20
+WAITING_BYTES = 192 << 20  # of everything this broker's partitions have fetched and not written
+ANSWER_SECONDS = 30.0
+
+
+class Feed(Protocol):
+    """One source partition, at `origin`."""
+
+    origin: Place
+
+    @property
+    def waiting_bytes(self) -> int: ...
+
+    def wanted(self) -> Wanted | None:
+        """What to fetch next; None while enough is waiting."""
+
+    async def fetched(self, answer: Fetched) -> None:
+        """What came; errors of the partition are its own to handle."""
+
+
+class Limit:
+    """A token bucket of bytes a second, with a second's worth of burst; None: no limit."""
+
+    def __init__(self, rate: float | None) -> None:
+        self.rate = rate
+        self._free_at = 0.0
+
+    async def spend(self, size: int) -> None:
+        if self.rate is None or not size:
+            return
+        now = trio.current_time()
+        self._free_at = max(self._free_at, now - 1.0) + size / self.rate
+        if self._free_at > now:
+            await trio.sleep(self._free_at - now)
+
+
+class Feeder:
+    """One source broker. `run` it; add and remove feeds at any time."""
+
+    def __init__(self, client: ClusterClient, broker: int, limit: Limit, lost: Callable[[int], None]) -> None:
+        """`lost` is told when the broker cannot be reached: leaders may have moved."""
+        self._client = client
+        self._broker = broker
+        self._limit = limit
+        self._lost = lost
+        self._feeds: dict[Place, Feed] = {}
+        self._by_answer: dict[tuple[str | bytes, int], Feed] = {}
+        self._changed = trio.Event()
+        self.requests = 0
+
+    def add(self, feed: Feed) -> None:
+        topic, partition = feed.origin
+        self._feeds[feed.origin] = feed
+        self._by_answer[topic.name, partition] = self._by_answer[topic.id, partition] = feed
+        self.wake()
+
+    def remove(self, feed: Feed) -> None:
+        if self._feeds.get(feed.origin) is feed:
+            topic, partition = feed.origin
+            del self._feeds[feed.origin]
+            self._by_answer.pop((topic.name, partition), None)
+            self._by_answer.pop((topic.id, partition), None)
+
+    def wake(self) -> None:
+        """Something may be wanted again."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Never returns; the connection is opened again when it is lost."""
+        failures = 0
+        while True:
+            while not self._feeds:
+                self._changed = trio.Event()
+                await self._changed.wait()
+            try:
+                async with self._client.dedicated(self._broker) as connection:
+                    failures = 0
+                    await self._fetch(connection)
+            except (ClientError, DecodeError):
+                pass
+            failures += 1
+            self._lost(self._broker)
+            await trio.sleep(backoff(failures))
+
+    async def _fetch(self, connection: Connection) -> None:
+        session = FetchSession(connection.version(FETCH))
+        while True:
+            wanted: dict[Place, Wanted] = {}
+            skipped = False
+            waiting = 0
+            for place, feed in self._feeds.items():
+                waiting += feed.waiting_bytes
+                one = feed.wanted()
+                if one is None:
+                    skipped = True
+                else:
+                    wanted[place] = one
+            if not wanted or waiting > WAITING_BYTES:
+                self._changed = trio.Event()
+                with trio.move_on_after(0.1):
+                    await self._changed.wait()
+                continue
+            # Where a partition is left out for now, the others' silence must not hold it back.
+            frame = session.request(wanted, max_wait_ms=5 if skipped else MAX_WAIT_MS, max_bytes=RESPONSE_BYTES)
+            ticket = await connection.send(frame)
+            error, answers = session.answer(await connection.receive(ticket, ANSWER_SECONDS))
+            self.requests += 1
+            if error:
+                continue  # the session is gone: the next request begins another
+            size = 0
+            for answer in answers:
+                found = self._by_answer.get((answer.topic, answer.partition))
+                asked = wanted.get(found.origin) if found is not None else None
+                if found is not None and asked is not None:
+                    size += len(answer.records)
+                    await found.fetched(answer)
+            await self._limit.spend(size)

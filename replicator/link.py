@@ -1,0 +1,392 @@
+"""A link: everything one process copies from one cluster to another.
+
+A unit's life is a loop of sessions. A session claims, fences, reads the journal and scans (`claim`), then copies until
+anything goes wrong: an error of the target, a lost connection, a lease that ran out. It is then thrown away as a whole,
+and the next one finds out from the target's own log what had arrived. Errors of the source end no session: a partition
+follows its leader, or stops with a state of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import trio
+
+from kafka_client import BrokerUnavailable, ClientError, ClusterClient, Refused
+from kafka_client.cluster import backoff
+from kafka_wire.errors import ERROR
+from offset_sync.table import Table
+from offset_sync.varints import Damaged
+from replicator import journal
+from replicator.claim import Fenced, claim_identity, ends, ensure_journal, fence, read_journal, read_registry, register
+from replicator.copying import Data, Journal
+from replicator.core import Identity, Unit
+from replicator.feeder import Feeder, Limit
+from replicator.outlet import Outlet
+from replicator.recovery import Found, found_partition
+from replicator.states import STOPPED, Condition, Status, Stop
+from replicator.topics import EARLIEST, TopicInfo, delete_records, describe, offsets
+from replicator.wire import Topic
+
+CHECKPOINT_SECONDS = 1.0
+LEADERS_SECONDS = 2.0
+SCANS_AT_ONCE = 8
+UNIT_SIZE = 32  # partitions; part of what identifies a unit's journal, so it cannot change
+
+Mode = Literal["ship", "exchange"]
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A unit of work: partitions of one mirror that share a producer identity. `name` is unique on the target."""
+
+    topic: str
+    partitions: tuple[int, ...]
+    mode: Mode = "ship"
+    number: int = 0
+
+
+def own_table(_: str, __: int) -> Table:
+    """The table of a cluster a topic has never left: logical and physical are the same."""
+    made = Table()
+    made.open(0, 0)
+    return made
+
+
+@dataclass
+class Counters:
+    """Of one link, since the process began."""
+
+    bytes: int = 0
+    records: int = 0
+    batches: int = 0
+    takeovers: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+
+
+class Link:
+    """Copies from `source` to `target`; both stay the caller's. `run` it and `assign` units to it."""
+
+    def __init__(
+        self,
+        source: ClusterClient,
+        target: ClusterClient,
+        *,
+        source_table: Callable[[str, int], Table] = own_table,
+        allowed: Callable[[], bool] = lambda: True,
+        rate: float | None = None,
+        owner: str = "kfed",
+    ) -> None:
+        """`source_table` gives the table of a source partition; `rate` limits bytes a second, None does not."""
+        self.source = source
+        self.target = target
+        self.source_table = source_table
+        self.allowed = allowed
+        self.owner = owner
+        self.counters = Counters()
+        self.limit = Limit(rate)
+        self.source_mirrors: dict[int, bytes] = {}  # producer ids that mirrors use on the source
+        self.local_ids: set[int] = {-1}  # ... and such as were looked up and are nobody's
+        self._outlets: dict[int, Outlet] = {}
+        self._feeders: dict[int, Feeder] = {}
+        self._nursery: trio.Nursery | None = None
+        self._started = trio.Event()
+        self._scopes: dict[Assignment, trio.CancelScope] = {}
+        self._leaders_changed = trio.Event()
+        self.status: dict[tuple[str, int], Status] = {}
+        self.sessions: dict[Assignment, Session] = {}
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._started.set()
+            nursery.start_soon(self._follow_leaders)
+
+    async def assign(self, assignment: Assignment) -> None:
+        """Begin to copy these partitions; returns at once."""
+        await self._started.wait()
+        assert self._nursery is not None
+        for number in assignment.partitions:
+            self.status.setdefault((assignment.topic, number), Status())
+        self._nursery.start_soon(self._unit, assignment)
+
+    def revoke(self, assignment: Assignment) -> None:
+        """Stop copying; what is in flight is left to the next owner's fence and scan."""
+        scope = self._scopes.pop(assignment, None)
+        if scope is not None:
+            scope.cancel()
+
+    def outlet(self, broker: int) -> Outlet:
+        if broker not in self._outlets:
+            self._outlets[broker] = Outlet(self.target, broker, self.allowed)
+            assert self._nursery is not None
+            self._nursery.start_soon(self._outlets[broker].run)
+        return self._outlets[broker]
+
+    def feeder(self, broker: int) -> Feeder:
+        if broker not in self._feeders:
+            self._feeders[broker] = Feeder(self.source, broker, self.limit, lambda _: self.leaders_moved())
+            assert self._nursery is not None
+            self._nursery.start_soon(self._feeders[broker].run)
+        return self._feeders[broker]
+
+    def leaders_moved(self) -> None:
+        """Some partition of the source has another leader than we thought."""
+        self._leaders_changed.set()
+
+    async def knows(self, producer_ids: set[int], mode: Mode) -> None:
+        """Look producer ids of the source up, where they were never seen. An id is registered before its first use."""
+        unknown = {one for one in producer_ids if one not in self.source_mirrors and one not in self.local_ids}
+        if unknown:
+            self.source_mirrors.update(await read_registry(self.source, expected=mode == "exchange"))
+            self.local_ids |= unknown - self.source_mirrors.keys()
+
+    def mirrored(self, producer_id: int) -> bool:
+        """Whether a batch on the source with this producer id was written by a mirror."""
+        return producer_id in self.source_mirrors
+
+    def transactional_id(self, assignment: Assignment) -> str:
+        """Of a ship it does not depend on the source: whoever ships next fences whoever did before."""
+        scope = "ship" if assignment.mode == "ship" else f"exchange.{self.source.name}"
+        return f"kfed-mirror.{scope}.{assignment.topic}.{assignment.number}"
+
+    # -- units ----------------------------------------------------------------------------------------------------
+
+    async def _unit(self, assignment: Assignment) -> None:
+        failures = 0
+        with trio.CancelScope() as scope:
+            self._scopes[assignment] = scope
+            while True:
+                session = Session(self, assignment)
+                started = trio.current_time()
+                try:
+                    await session.run()
+                except (ClientError, Fenced, Damaged) as error:
+                    reason = f"{type(error).__name__}: {error}"
+                else:
+                    reason = session.reason
+                self.counters.failures[reason] = self.counters.failures.get(reason, 0) + 1
+                for number in assignment.partitions:
+                    status = self.status[assignment.topic, number]
+                    status.restarts += 1
+                    if status.condition not in STOPPED:
+                        status.condition, status.detail = Condition.STARTING, reason
+                failures = 1 if trio.current_time() - started > 10 else failures + 1
+                await trio.sleep(backoff(failures))
+
+    async def _follow_leaders(self) -> None:
+        while True:
+            with trio.move_on_after(LEADERS_SECONDS):
+                await self._leaders_changed.wait()
+            if self._leaders_changed.is_set():
+                self._leaders_changed = trio.Event()
+                await trio.sleep(0.05)  # several partitions move together
+            topics = sorted({one.topic for one in self.sessions})
+            if not topics:
+                continue
+            try:
+                found = await describe(self.source, topics)
+            except ClientError:
+                continue
+            for session in list(self.sessions.values()):
+                session.place(found.get(session.assignment.topic))
+
+
+class Session:
+    """One unit from one take-over to the first failure."""
+
+    def __init__(self, link: Link, assignment: Assignment) -> None:
+        self.link = link
+        self.assignment = assignment
+        self.reason = ""
+        self.unit: Unit | None = None
+        self.journal: Journal | None = None
+        self.lanes: dict[int, Data] = {}
+        self.ended = trio.Event()
+        self.source_topic: Topic | None = None
+        self._placed: dict[int, tuple[int, Feeder]] = {}
+
+    def fail(self, reason: str) -> None:
+        """End the session; what is in flight is nobody's business any more."""
+        if not self.ended.is_set():
+            self.reason = reason
+            self.ended.set()
+
+    async def run(self) -> None:
+        link, assignment = self.link, self.assignment
+        try:
+            await self._take_over()
+            link.sessions[assignment] = self
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._housekeeping)
+                await self.ended.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.ended.set()
+            link.sessions.pop(assignment, None)
+            for number, (_, feeder) in self._placed.items():
+                feeder.remove(self.lanes[number])
+            for lane in (self.journal, *self.lanes.values()):
+                if lane is not None:
+                    lane.outlet.withdraw(lane)
+
+    # -- beginning ------------------------------------------------------------------------------------------------
+
+    async def _take_over(self) -> None:
+        link, assignment = self.link, self.assignment
+        target, topic = link.target, assignment.topic
+        source_info = (await describe(link.source, [topic])).get(topic)
+        journal_info = await ensure_journal(target)
+        if assignment.mode == "exchange":
+            await ensure_journal(link.source)  # without a registry everything would look as if it were its own
+        transactional_id = link.transactional_id(assignment)
+        identity = await claim_identity(target, transactional_id)
+        await register(target, identity, f"{link.owner} {transactional_id}")
+        link.counters.takeovers += 1
+        starts, stops = await ends(target, topic, assignment.partitions)
+        part = journal.partition_of(transactional_id)
+        await fence(target, transactional_id, identity, {topic: assignment.partitions, journal.TOPIC: [part]})
+        contents = await read_journal(target, part, identity)
+        target_info = (await describe(target, [topic])).get(topic)
+        if target_info is None:
+            raise Refused(f"{target.name}: topic {topic!r}", ERROR.UNKNOWN_TOPIC_OR_PARTITION)
+        if source_info is None:
+            for number in assignment.partitions:
+                self._stop(number, Stop(Condition.MISSING, f"{link.source.name} has no topic {topic!r}"))
+            self.unit = Unit(transactional_id, identity)
+            return
+        self.source_topic = source_info.topic
+        source_starts = await offsets(
+            link.source, topic, [one for one in assignment.partitions if one in source_info.partitions], EARLIEST
+        )
+        self.unit = Unit(transactional_id, identity)
+        leader = journal_info.partitions[part].leader
+        self.journal = Journal(self, (journal_info.topic, part), link.outlet(leader))
+        await self._recover(identity, contents, target_info, source_info, starts, stops, source_starts)
+        self.place(source_info)
+        self.journal.offer()
+
+    async def _recover(
+        self,
+        identity: Identity,
+        contents: journal.Contents,
+        target_info: TopicInfo,
+        source_info: TopicInfo,
+        starts: Mapping[int, int],
+        stops: Mapping[int, int],
+        source_starts: Mapping[int, int],
+    ) -> None:
+        room = trio.CapacityLimiter(SCANS_AT_ONCE)
+        assert self.unit is not None
+        unit = self.unit
+
+        async def one(number: int) -> None:
+            status = self.link.status[self.assignment.topic, number]
+            if number not in source_starts:
+                self._stop(number, Stop(Condition.MISSING, f"{self.link.source.name} has no such partition"))
+                return
+            found = Found(number, starts[number], stops[number], source_starts[number])
+            try:
+                async with room:
+                    partition = await found_partition(
+                        self.link, self.assignment, identity, contents, target_info.topic, source_info, found, status
+                    )
+            except Stop as stop:
+                self._stop(number, stop)
+                return
+            unit.add(partition)
+            place = (target_info.topic, number)
+            leader = target_info.partitions[number].leader
+            self.lanes[number] = Data(
+                self, partition, place, (source_info.topic, number), self.link.outlet(leader), status
+            )
+            status.condition, status.detail = Condition.COPYING, ""
+
+        async with trio.open_nursery() as nursery:
+            for number in self.assignment.partitions:
+                nursery.start_soon(one, number)
+
+    def _stop(self, number: int, stop: Stop) -> None:
+        status = self.link.status[self.assignment.topic, number]
+        status.condition, status.detail = stop.condition, stop.detail
+
+    def halt(self, lane: Data, stop: Stop) -> None:
+        """A partition copies no further; what was taken is still written."""
+        number = lane.partition.stream.partition
+        self._stop(number, stop)
+        placed = self._placed.pop(number, None)
+        if placed is not None:
+            placed[1].remove(lane)
+
+    # -- while it runs --------------------------------------------------------------------------------------------
+
+    def place(self, info: TopicInfo | None) -> None:
+        """Give each partition to its present leader's feeder."""
+        if self.ended.is_set() or self.source_topic is None:
+            return
+        for number, lane in self.lanes.items():
+            status = self.link.status[self.assignment.topic, number]
+            if status.condition in STOPPED:
+                continue
+            if info is None or number not in info.partitions:
+                continue  # metadata of a broker that has just started; the fetches themselves tell
+            if info.topic.id != self.source_topic.id:
+                self.halt(lane, Stop(Condition.RECREATED, f"{info.topic.name!r} has another topic id now"))
+                continue
+            leader = info.partitions[number].leader
+            placed = self._placed.get(number)
+            if leader < 0 or (placed is not None and placed[0] == leader):
+                continue
+            if placed is not None:
+                placed[1].remove(lane)
+            feeder = self.link.feeder(leader)
+            self._placed[number] = leader, feeder
+            lane.feeder = feeder
+            feeder.add(lane)
+
+    async def _housekeeping(self) -> None:
+        """Checkpoints, and the source's log start carried to the target."""
+        assert self.unit is not None
+        while True:
+            await trio.sleep(CHECKPOINT_SECONDS)
+            now = int(time.time() * 1000)
+            for partition in self.unit.partitions.values():
+                partition.guard.expire(now)
+                self.unit.checkpoint(partition)
+            if self.journal is not None:
+                self.journal.offer()
+            if self.assignment.mode == "ship":
+                await self._delete_records()
+
+    async def _delete_records(self) -> None:
+        wanted = {number: lane.deletable for number, lane in self.lanes.items() if lane.deletable > lane.deleted}
+        if not wanted:
+            return
+        try:
+            info = (await describe(self.link.target, [self.assignment.topic])).get(self.assignment.topic)
+            by_leader: dict[int, dict[int, int]] = {}
+            for number, offset in wanted.items():
+                if info is not None and number in info.partitions and info.partitions[number].leader >= 0:
+                    by_leader.setdefault(info.partitions[number].leader, {})[number] = offset
+            for leader, before in by_leader.items():
+                codes = await delete_records(self.link.target, self.assignment.topic, leader, before)
+                for number, code in codes.items():
+                    if not code:
+                        self.lanes[number].deleted = before[number]
+        except (BrokerUnavailable, Refused):
+            pass  # tried again with the next checkpoint
+
+
+def units(topic: str, partitions: Sequence[int], mode: Mode = "ship") -> list[Assignment]:
+    """The units of a mirror, by partition number: a topic that grows keeps its first ones."""
+    by_number: dict[int, list[int]] = {}
+    for one in sorted(partitions):
+        by_number.setdefault(one // UNIT_SIZE, []).append(one)
+    return [Assignment(topic, tuple(some), mode, number) for number, some in by_number.items()]
+
+
+__all__ = ["Assignment", "Counters", "Link", "Mode", "Session", "own_table", "units"]

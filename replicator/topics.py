@@ -1,0 +1,161 @@
+"""Topics as Metadata and ListOffsets show them, and reading a log from one offset on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from kafka_client import BrokerUnavailable, ClusterClient, Refused
+from kafka_client.cluster import backoff
+from kafka_wire.batches import walk, whole
+from kafka_wire.errors import ERROR
+from replicator.wire import FETCH, Fetched, Topic, fetched
+
+LIST_OFFSETS, OFFSET_FOR_LEADER_EPOCH, DELETE_RECORDS = 2, 23, 21
+LATEST, EARLIEST = -1, -2
+READ_BYTES = 8 << 20
+RETRIABLE = frozenset(
+    {
+        ERROR.UNKNOWN_TOPIC_OR_PARTITION,
+        ERROR.LEADER_NOT_AVAILABLE,
+        ERROR.NOT_LEADER_OR_FOLLOWER,
+        ERROR.REPLICA_NOT_AVAILABLE,
+        ERROR.OFFSET_NOT_AVAILABLE,
+        ERROR.FENCED_LEADER_EPOCH,
+        ERROR.UNKNOWN_LEADER_EPOCH,
+        ERROR.KAFKA_STORAGE_ERROR,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionInfo:
+    leader: int  # -1: none at the moment
+    leader_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    topic: Topic
+    partitions: Mapping[int, PartitionInfo]
+
+
+async def describe(client: ClusterClient, names: Sequence[str]) -> dict[str, TopicInfo]:
+    """Those of the topics that exist. Raises as `ClusterClient.metadata`; Refused where access is denied."""
+    answer = await client.metadata(names)
+    out = {}
+    for one in answer["topics"]:
+        code = one["error_code"]
+        if code == ERROR.UNKNOWN_TOPIC_OR_PARTITION:
+            continue
+        if code not in (0, ERROR.LEADER_NOT_AVAILABLE):
+            raise Refused(f"{client.name}: topic {one['name']!r}", code)
+        partitions = {
+            part["partition_index"]: PartitionInfo(part["leader_id"], part.get("leader_epoch", -1))
+            for part in one["partitions"]
+        }
+        out[one["name"]] = TopicInfo(Topic(one["name"], one.get("topic_id", bytes(16))), partitions)
+    return out
+
+
+async def offsets(
+    client: ClusterClient, topic: str, partitions: Iterable[int], timestamp: int, *, committed: bool = False
+) -> dict[int, int]:
+    """Where logs begin (EARLIEST) or end (LATEST; `committed`: the last stable offset). Follows moving leaders.
+
+    Raises:
+        Refused, BrokerUnavailable: after about ten seconds without an answer from a leader.
+    """
+    out: dict[int, int] = {}
+    waiting = set(partitions)
+    failures = 0
+    while waiting:
+        found = (await describe(client, [topic])).get(topic)
+        error = ERROR.UNKNOWN_TOPIC_OR_PARTITION
+        by_leader: dict[int, list[int]] = {}
+        for number in sorted(waiting):
+            if found is not None and number in found.partitions and found.partitions[number].leader >= 0:
+                by_leader.setdefault(found.partitions[number].leader, []).append(number)
+        for leader, numbers in by_leader.items():
+            asked = [{"partition_index": number, "timestamp": timestamp} for number in numbers]
+            message = {"isolation_level": int(committed), "topics": [{"name": topic, "partitions": asked}]}
+            try:
+                answer = await client.call(LIST_OFFSETS, {**message, "timeout_ms": 5000}, broker=leader)
+            except BrokerUnavailable:
+                continue
+            for one in answer["topics"][0]["partitions"]:
+                if not one["error_code"]:
+                    out[one["partition_index"]] = one["offset"]
+                    waiting.discard(one["partition_index"])
+                elif one["error_code"] not in RETRIABLE:
+                    raise Refused(f"{client.name}: offsets of {topic}-{one['partition_index']}", one["error_code"])
+                else:
+                    error = ERROR(one["error_code"])
+        if waiting:
+            failures += 1
+            if failures > 8:
+                raise Refused(f"{client.name}: offsets of {topic}-{min(waiting)}", error)
+            await trio.sleep(backoff(failures))
+    return out
+
+
+async def read(
+    client: ClusterClient, topic: str, partition: int, offset: int, *, wait_ms: int = 100, deadline: float
+) -> AsyncIterator[tuple[Fetched, memoryview]]:
+    """The log from `offset` on, aborted and control batches included, as (answer, whole batches); goes on at its end.
+
+    Only what is replicated is read (up to the high watermark). `deadline` is in `trio.current_time()` seconds.
+
+    Raises:
+        Refused: the leader refused for good, or until the deadline.
+    """
+    failures = 0
+    while True:
+        code = int(ERROR.LEADER_NOT_AVAILABLE)
+        answer: Fetched | None = None
+        found = (await describe(client, [topic])).get(topic)
+        info = found.partitions.get(partition) if found is not None else None
+        while found is not None and info is not None and info.leader >= 0:
+            try:
+                answer = await _once(client, info.leader, found.topic, partition, offset, wait_ms)
+            except BrokerUnavailable:
+                break
+            code = answer.error
+            if code:
+                break
+            failures = 0
+            part = whole(answer.records)
+            for one in walk(part):
+                offset = max(offset, one.next_offset)
+            yield answer, part
+            if trio.current_time() > deadline:
+                raise Refused(f"{client.name}: reading {topic}-{partition} takes too long", ERROR.REQUEST_TIMED_OUT)
+        if (code and code not in RETRIABLE) or trio.current_time() > deadline:
+            raise Refused(f"{client.name}: reading {topic}-{partition} at {offset}", code)
+        failures += 1
+        await trio.sleep(backoff(failures))
+
+
+async def _once(client: ClusterClient, leader: int, topic: Topic, partition: int, offset: int, wait_ms: int) -> Fetched:
+    asked = {"partition": partition, "fetch_offset": offset, "partition_max_bytes": READ_BYTES}
+    message = {
+        "max_wait_ms": wait_ms,
+        "min_bytes": 1,
+        "max_bytes": READ_BYTES,
+        "session_epoch": -1,
+        "topics": [{"topic": topic.name, "topic_id": topic.id, "partitions": [asked]}],
+    }
+    answer = await client.call(FETCH, message, broker=leader)
+    if answer.get("error_code"):
+        raise Refused(f"{client.name}: Fetch", answer["error_code"])
+    return fetched(topic.name, answer["responses"][0]["partitions"][0])
+
+
+async def delete_records(client: ClusterClient, topic: str, leader: int, before: Mapping[int, int]) -> dict[int, int]:
+    """DeleteRecords at one leader: partition -> error code."""
+    parts = [{"partition_index": number, "offset": offset} for number, offset in before.items()]
+    message = {"topics": [{"name": topic, "partitions": parts}], "timeout_ms": 5000}
+    answer = await client.call(DELETE_RECORDS, message, broker=leader)
+    return {one["partition_index"]: one["error_code"] for one in answer["topics"][0]["partitions"]}
