@@ -15,6 +15,7 @@ from metadata_service.models import STRIDE
 from metadata_service.placement import drift
 from metadata_service.seeding import Difference
 from metadata_service.status import Document, Facts, unaddressed
+from metadata_service.stubs import serves
 
 Severity = Literal["error", "warning", "note"]
 ORDER: Mapping[Severity, int] = {"error": 0, "warning": 1, "note": 2}
@@ -145,7 +146,7 @@ def _stubs(facts: Facts) -> Iterator[Finding]:
         if stub.borrowed and topic is not None:
             text = f"groups at home on {cluster} store positions on an unrelated topic of that name"
             yield Finding("note", "borrowed stand-in", name, text, f"move those groups, or delete {name} on {cluster}")
-        if topic is not None and topic.cluster != cluster and stub.partitions != topic.record.partitions:
+        if topic is not None and topic.cluster != cluster and not serves(stub, topic.record):
             text = f"its stand-in on {cluster} has {stub.partitions} partitions instead of {topic.record.partitions}"
             yield Finding("error", "stand-in", name, text, "see the controller's log; it tries again")
 

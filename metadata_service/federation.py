@@ -40,7 +40,7 @@ from metadata_service.models import (
 from metadata_service.placement import place_topic
 from metadata_service.records import encode, settle
 from metadata_service.store.contract import Put, Store, StoreError
-from metadata_service.stubs import make_stub
+from metadata_service.stubs import make_stub, serves
 from metadata_service.topics import Topics
 from metadata_service.view import View
 from runtime.settings import Placement
@@ -276,8 +276,8 @@ class WorkerFederation:
             view = self._following.view
             if _has_stub(view, client.name, name):
                 return
-            wanted = view.topics[name].record.partitions
-            await self._following.reached(await make_stub(self._store, client, view.stubs.get(key), name, wanted))
+            record = view.topics[name].record
+            await self._following.reached(await make_stub(self._store, client, view.stubs.get(key), record))
         self._stub_locks.pop(key, None)
 
     # -- the rest -------------------------------------------------------------------------------------------------
@@ -360,8 +360,7 @@ def _has_stub(view: View, cluster: str, name: str) -> bool:
     topic = view.topics.get(name)
     if topic is None or topic.cluster == cluster or is_internal(name):
         return True
-    stub = view.stubs.get((cluster, name))
-    return stub is not None and bool(stub.topic_id) and stub.partitions == topic.record.partitions
+    return serves(view.stubs.get((cluster, name)), topic.record)
 
 
 async def record_change(

@@ -25,7 +25,7 @@ from metadata_service.models import (
 )
 from metadata_service.records import Contended, read, settle
 from metadata_service.store.contract import MAX_OPERATIONS, Delete, Unchanged
-from metadata_service.stubs import make_stub
+from metadata_service.stubs import make_stub, serves
 from metadata_service.topics import Topics
 from metadata_service.view import ClusterView, View
 from runtime import logging
@@ -116,12 +116,12 @@ class Housekeeping:
                 continue
             here = home.snapshot.topics.get(name)
             complete = here is not None and here.id.hex() == stub.topic_id
-            if complete and stub.partitions == topic.record.partitions:
+            if complete and serves(stub, topic.record):
                 continue
             if self._refused.get((cluster, name), 0.0) > trio.current_time():
                 continue
             try:
-                await make_stub(self._member.store, client, stub, name, topic.record.partitions)
+                await make_stub(self._member.store, client, stub, topic.record)
             except (StubRefused, Undecided) as error:
                 self._refused[cluster, name] = trio.current_time() + REFUSED_AGAIN
                 log.warning("a stub is not as it should be", error=str(error))

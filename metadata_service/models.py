@@ -130,7 +130,8 @@ class StubRecord(_Record, frozen=True):
 
     It is recorded before it is created, so that a half-made stub is never taken for somebody's topic: until its
     cluster is known to have it, `topic_id` is empty. `borrowed` marks a topic of the same name that was there
-    before and is used as it is: never closed, expanded or deleted by us.
+    before and is used as it is: never closed, expanded or deleted by us. `stands_for` is the logical id of the topic it
+    was made for: positions of that one are void for another topic of its name.
     """
 
     topic: str
@@ -138,6 +139,7 @@ class StubRecord(_Record, frozen=True):
     topic_id: str  # the stub's own id on `cluster`
     partitions: int
     borrowed: bool = False
+    stands_for: str = ""
 
 
 class FeaturesRecord(_Record, frozen=True):

@@ -16,7 +16,7 @@ from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR, error_name
 from metadata_service.asking import topics_by_name
 from metadata_service.failures import StubRefused, Undecided
-from metadata_service.models import StubRecord, stub_key
+from metadata_service.models import StubRecord, TopicRecord, stub_key
 from metadata_service.records import settle
 from metadata_service.store.clock import Backoff
 from metadata_service.store.contract import Store
@@ -43,15 +43,27 @@ def _creation(topic: str, partitions: int) -> Message:
     return {"topics": [one], "timeout_ms": int(TIMEOUT * 1000), "validate_only": False}
 
 
-async def make_stub(store: Store, client: ClusterClient, record: StubRecord | None, topic: str, wanted: int) -> int:
-    """Make or expand the stub of `topic` on the client's cluster until it has `wanted` partitions that every broker of
-    the cluster knows. `record` is what the view shows. Returns the store revision that shows the result.
+async def make_stub(
+    store: Store, client: ClusterClient, record: StubRecord | None, topic: TopicRecord, wanted: int | None = None
+) -> int:
+    """Make or expand the stub of a topic on the client's cluster until it has `wanted` partitions (as the topic itself)
+    that every broker of the cluster knows. `record` is what the view shows. Returns the store revision that shows the
+    result.
+
+    A stub with more partitions is left as it is: its topic is just being expanded, or that has failed, and there may be
+    positions in it.
 
     Raises:
         StubRefused: an unrelated topic of that name with another partition count is there, or the cluster refuses.
         Undecided: the cluster does not answer, or does not get there, in time.
         StoreError: it could not be recorded.
     """
+    return await _make(store, client, record, topic.name, topic.id, topic.partitions if wanted is None else wanted)
+
+
+async def _make(
+    store: Store, client: ClusterClient, record: StubRecord | None, topic: str, stands_for: str, wanted: int
+) -> int:
     cluster = client.name
     key = stub_key(cluster, topic)
     present = (await topics_by_name(client, [topic])).get(topic)
@@ -63,12 +75,15 @@ async def make_stub(store: Store, client: ClusterClient, record: StubRecord | No
                 topic,
                 f"another topic of that name is there, with {len(present.partitions)} partitions instead of {wanted}",
             )
-        intent = StubRecord(topic=topic, cluster=cluster, topic_id="", partitions=wanted, borrowed=borrowed)
+        intent = StubRecord(
+            topic=topic, cluster=cluster, topic_id="", partitions=wanted, borrowed=borrowed, stands_for=stands_for
+        )
         settled = await settle(store, key, StubRecord, lambda now: intent if now is None else now)
         assert settled.value is not None
         record = settled.value
-    if present is not None and not record.borrowed and len(present.partitions) > wanted:
-        # It stood for a former topic of this name, which had more: what was committed to that one is void.
+    former = record.stands_for not in ("", stands_for) and not record.borrowed
+    if present is not None and former and record.topic_id in ("", present.id.hex()):
+        # It stood for a former topic of this name: what was committed to that one is void.
         await delete_stub(client, record)
         await gone_everywhere(client, topic)
         present = None
@@ -84,9 +99,21 @@ async def make_stub(store: Store, client: ClusterClient, record: StubRecord | No
 
     def finished(now: StubRecord | None) -> StubRecord:
         base = now or StubRecord(topic=topic, cluster=cluster, topic_id="", partitions=0)
-        return msgspec.structs.replace(base, topic_id=found.id.hex(), partitions=len(found.partitions))
+        return msgspec.structs.replace(
+            base, topic_id=found.id.hex(), partitions=len(found.partitions), stands_for=stands_for
+        )
 
     return (await settle(store, key, StubRecord, finished)).revision
+
+
+def serves(record: StubRecord | None, topic: TopicRecord) -> bool:
+    """Whether a stub can stand in for the topic as both are recorded."""
+    return (
+        record is not None
+        and bool(record.topic_id)
+        and record.stands_for in ("", topic.id)
+        and (record.partitions == topic.partitions or (not record.borrowed and record.partitions > topic.partitions))
+    )
 
 
 async def known_everywhere(

@@ -292,7 +292,11 @@ class Topics:
     async def expand_stubs(self, counts: Mapping[str, int]) -> None:
         """Expand the stubs of these topics to these counts. Raises StubRefused, Undecided, StoreError."""
         view = self._following.view
-        wanted = [(cluster, topic, record) for (cluster, topic), record in view.stubs.items() if topic in counts]
+        wanted = [
+            (cluster, topic, record)
+            for (cluster, topic), record in view.stubs.items()
+            if topic in counts and topic in view.topics
+        ]
         failed: list[StubRefused | Undecided | StoreError] = []
         slots = trio.CapacityLimiter(AT_ONCE)
 
@@ -302,9 +306,8 @@ class Topics:
                 async with slots:
                     if client is None:
                         raise Undecided(cluster, "not an active cluster")
-                    revision = await make_stub(
-                        self._store, client, view.stubs.get((cluster, topic)), topic, counts[topic]
-                    )
+                    stub = view.stubs.get((cluster, topic))
+                    revision = await make_stub(self._store, client, stub, view.topics[topic].record, counts[topic])
                     await self._following.reached(revision)
             except (StubRefused, Undecided, StoreError) as error:
                 failed.append(error)

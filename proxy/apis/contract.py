@@ -63,6 +63,9 @@ class Federation(Protocol):
     async def partitions_created(self, names: Iterable[str]) -> None:
         """Take over new partition counts; stubs first."""
 
+    async def expand_stubs(self, counts: Mapping[str, int]) -> None:
+        """Expand the stubs of topics to these counts: to be awaited before the topics themselves are expanded."""
+
     async def group_home(self, group: str) -> str:
         """The home of a group: recorded, else where its commits are, else by the rules; recorded at first use."""
 

@@ -2,7 +2,7 @@
 
 A new topic goes where the placement puts it; a name any cluster serves is taken (36). Replica assignments name
 virtual brokers, all of the topic's cluster. The federation records what was done before the client is told, so that
-the next Metadata shows it; new partitions are shown once every stub has them.
+the next Metadata shows it. A topic's stubs are expanded before the topic itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR, error_text
+from metadata_service.failures import StubRefused, Undecided
 from metadata_service.models import KAFKA_INTERNAL, is_internal
 from metadata_service.view import View
 from proxy.apis.contract import Call, Handler, Refused
@@ -130,11 +131,42 @@ async def create_partitions(call: Call, version: int, request: Message) -> Messa
         ]
         return served.cluster, {**topic, "assignments": assignments}
 
-    results, done = await _split(call, view, PARTITIONS, request, "results", place)
+    refused: dict[str, Message] = {}
+    if not request["validate_only"]:
+        refused = await _expand_stubs(call, view, request, place)
+    asked = {**request, "topics": [one for one in request["topics"] if one["name"] not in refused]}
+    results, done = await _split(call, view, PARTITIONS, asked, "results", place)
+    found = _by_name([*results, *refused.values()])
+    results = [found[name] for name in dict.fromkeys(one["name"] for one in request["topics"]) if name in found]
     names = [name for mine in done.values() for name in mine]
     if names and not request["validate_only"]:
         await call.federation.partitions_created(names)
     return {"results": results}
+
+
+async def _expand_stubs(
+    call: Call, view: View, request: Message, place: Callable[[Message], tuple[str, Message]]
+) -> dict[str, Message]:
+    """Expand the stubs of topics that are about to be expanded: a group's coordinator must know a partition before
+    anybody writes to it. Only where the topic's cluster would do it for this client; a stub cannot be made smaller
+    again. Returns results for topics that are not to be expanded, since their stubs were not.
+    """
+    stubs = {topic for _, topic in view.stubs}
+    wanted = {one["name"]: one for one in request["topics"] if one["name"] in stubs}
+    if not wanted:
+        return {}
+    trial = {**request, "topics": list(wanted.values()), "validate_only": True}
+    results, _ = await _split(call, view, PARTITIONS, trial, "results", place)
+    refused = {one["name"]: one for one in results if one["error_code"]}
+    for name in wanted.keys() - refused.keys():
+        try:
+            await call.federation.expand_stubs({name: wanted[name]["count"]})
+        except StubRefused as error:
+            refused[name] = _result(name, error.code or ERROR.INVALID_REQUEST, str(error))
+        except Undecided as error:
+            text = f"the stand-in on {error.cluster} could not be expanded first; nothing was changed, try again"
+            refused[name] = _result(name, ERROR.REQUEST_TIMED_OUT, text)
+    return refused
 
 
 async def delete_topics(call: Call, version: int, request: Message) -> Message:

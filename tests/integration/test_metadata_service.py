@@ -286,7 +286,7 @@ async def test_topics_deleted_and_recreated_behind_our_back_are_noticed(world: W
 
 async def test_topics_made_expanded_and_deleted_through_the_endpoint(world: World, names: Names) -> None:
     two = names("two")
-    async with world.worker() as worker, world.worker(1) as other:
+    async with world.controller(), world.worker() as worker, world.worker(1) as other:
         assert worker.federation.place_topic(two) == "west"
         await _create(world.west, two, 2)
         await worker.federation.topics_created("west", [two])
@@ -300,6 +300,12 @@ async def test_topics_made_expanded_and_deleted_through_the_endpoint(world: Worl
         # Stubs first: nobody can write to a partition the group's coordinator does not know.
         await worker.federation.expand_stubs({two: 5})
         assert await _partitions(worker, "east", two) == 5
+        # Until the topic follows, the controller lets the stub be: there may be positions in it.
+        stub = worker.view.stubs["east", two].topic_id
+        for marker in (names("one"), names("other")):
+            await _create(world.west, marker)
+            await _seen(worker, lambda view, marker=marker: marker in view.topics)  # type: ignore[misc]
+        assert (worker.view.stubs["east", two].topic_id, await _partitions(worker, "east", two)) == (stub, 5)
         await _expand(world.west, two, 5)
         await worker.federation.partitions_created([two])
         physical = worker.view.physical(worker.view.topics[two])
