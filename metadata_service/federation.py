@@ -117,11 +117,12 @@ class WorkerFederation:
             and not self._misses.fresh(name)
         }
         room = LOOK_MAX - len(self._wanted)
-        unknown = set(sorted(unknown)[: max(room, 0)])
-        if not unknown:
-            return
-        self._wanted |= unknown
-        await self._find()
+        await self._look_up(set(sorted(unknown)[: max(room, 0)]))
+
+    async def _look_up(self, names: set[str]) -> None:
+        if names:
+            self._wanted |= names
+            await self._find()
 
     async def _find_wanted(self) -> None:
         wanted, self._wanted = self._wanted, set()
@@ -143,7 +144,8 @@ class WorkerFederation:
             except Undecided:
                 continue
         if names:
-            await self.find_topics(names)
+            # Also names the view knows: under another id they are other topics.
+            await self._look_up(names)
             if any(one in self._following.view.topics_by_id for one in unknown):
                 self._misses.drop(unknown)
 

@@ -31,6 +31,7 @@ from proxy.addresses import address, broker_of_host
 from proxy.apis import data
 from proxy.apis.contract import ClusterAway
 from proxy.apis.discretion import discreet
+from proxy.apis.metadata import unseen
 from proxy.apis.metadata_encoding import encoded_metadata
 from proxy.apis.registry import ENCODED, HANDLERS
 from proxy.client_certificates import ClientCertificates
@@ -130,10 +131,11 @@ class Worker:
         topics = request["topics"]
         if topics is None or (version == 0 and not topics):
             return encoded_metadata(self.view, call.listener, version, None, call.address)
-        if any(one["name"] is None for one in topics):
+        view = self.view
+        if any(one["name"] is None or unseen(view, one["name"]) for one in topics):
             return None
         names = tuple(one["name"] for one in topics)
-        return encoded_metadata(self.view, call.listener, version, names, call.address)
+        return encoded_metadata(view, call.listener, version, names, call.address)
 
     async def _watch_authority(self, pool: CallerPool) -> None:
         """Whether no cluster has an authorizer: then one Metadata answer fits all."""

@@ -14,6 +14,7 @@ from kafka_wire.errors import ERROR
 from kafka_wire.produce_view import TOPIC_IDS_FROM
 from metadata_service.view import View
 from proxy.apis.contract import Call, CloseConnection, Handler
+from proxy.apis.metadata import find
 from proxy.apis.transactions import note_refused
 from proxy.session.judge import FETCH, FETCH_TOPIC_IDS_FROM, PRODUCE, topic_passes
 
@@ -41,23 +42,13 @@ def why_not(view: View, cluster: str, topic: str | bytes) -> int:
     return ERROR.NOT_LEADER_OR_FOLLOWER
 
 
-async def _known(call: Call, topics: set[str | bytes]) -> View:
-    """A view after names it does not have were looked up on the clusters."""
-    names = {t for t in topics if isinstance(t, str) and t not in call.view.topics}
-    ids = {t for t in topics if isinstance(t, bytes) and t not in call.view.topics_by_id}
-    if names:
-        await call.federation.find_topics(names)
-    if ids:
-        await call.federation.find_topic_ids(ids)
-    return call.latest() if names or ids else call.view
-
-
 async def produce(call: Call, version: int, request: Message) -> Message:
     """Split a Produce by placement."""
     data = cast(_DataCall, call)
     field = "topic_id" if version >= TOPIC_IDS_FROM else "name"
     topics = request["topic_data"]
-    view = await _known(call, {topic[field] for topic in topics})
+    named = [topic[field] for topic in topics]
+    view = await (find(call, (), named) if version >= TOPIC_IDS_FROM else find(call, named))
     errors = {topic[field]: why_not(view, call.cluster, topic[field]) for topic in topics}
     if (transactional_id := request["transactional_id"]) is not None:
         # A transaction lives on its home, and the first topic an id names decides where that is.
@@ -94,7 +85,8 @@ async def fetch(call: Call, version: int, request: Message) -> Message:
         return {"error_code": ERROR.FETCH_SESSION_ID_NOT_FOUND, "session_id": 0, "responses": []}
     field = "topic_id" if version >= FETCH_TOPIC_IDS_FROM else "topic"
     topics = request["topics"]
-    view = await _known(call, {topic[field] for topic in topics})
+    named = [topic[field] for topic in topics]
+    view = await (find(call, (), named) if version >= FETCH_TOPIC_IDS_FROM else find(call, named))
     errors = {topic[field]: why_not(view, call.cluster, topic[field]) for topic in topics}
     allowed = [topic for topic in topics if not errors[topic[field]]]
     if len(allowed) == len(topics):

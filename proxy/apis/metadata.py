@@ -83,7 +83,7 @@ async def visible_topics(call: Call, view: View, names: Iterable[str], operation
     return (await may(call, view, names, operation)).names
 
 
-def _unseen(view: View, name: str) -> bool:
+def unseen(view: View, name: str) -> bool:
     """Whether a name is to be looked up: also where another process has just made the topic, without its partitions."""
     topic = view.topics.get(name)
     if topic is None:
@@ -93,7 +93,7 @@ def _unseen(view: View, name: str) -> bool:
 
 async def find(call: Call, names: Iterable[str], ids: Iterable[bytes] = ()) -> View:
     """The newest view after names and ids it does not have were looked up on the clusters."""
-    unknown = [name for name in names if _unseen(call.view, name)]
+    unknown = [name for name in names if unseen(call.view, name)]
     if unknown:
         await call.federation.find_topics(unknown)
     unknown_ids = [one for one in ids if one not in call.view.topics_by_id]
@@ -251,7 +251,7 @@ async def encoded(call: Call, version: int, frame: Buffer, position: int) -> byt
     else:
         wanted = list(dict.fromkeys(one["name"] or "" for one in asked))
         names = tuple(wanted)
-        if any(name not in view.topics or _unseen(view, name) for name in wanted):
+        if any(name not in view.topics or unseen(view, name) for name in wanted):
             return None
     seen = await visible_topics(call, view, wanted)
     if len(seen) < len(wanted):

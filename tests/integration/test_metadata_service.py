@@ -263,6 +263,14 @@ async def test_a_topic_made_outside_is_found_at_first_mention(world: World, name
         topic_id = (await worker.discovery.looked("east")).topics[by_id].id
         await worker.federation.find_topic_ids([topic_id])
         assert worker.view.topics_by_id[topic_id].name == by_id
+        # Another topic under a known name: neither a controller nor the next look at the cluster is waited for.
+        await _delete(world.east, by_id)
+        await _create(world.east, by_id, 3)
+        client = worker.clients.get("east")
+        assert client is not None
+        again = (await client.metadata([by_id]))["topics"][0]["topic_id"]
+        await worker.federation.find_topic_ids([again])
+        assert worker.view.topics_by_id[again].record.partitions == 3
 
 
 async def test_topics_deleted_and_recreated_behind_our_back_are_noticed(world: World, names: Names) -> None:
