@@ -1,11 +1,13 @@
 """What is wrong, and what mends it. Pure: facts in, findings out.
 
 A finding is `{"severity", "kind", "subject", "what", "mend"}`: `error` (clients are refused something, or will be),
-`warning` (works, but not as it should), `note` (worth knowing). `mend` is a command, or the key to change.
+`warning` (works, but not as it should), `note` (worth knowing). `mend` says what to do: the key to change, or a command
+of this release, which stands alone between semicolons.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +23,7 @@ Severity = Literal["error", "warning", "note"]
 ORDER: Mapping[Severity, int] = {"error": 0, "warning": 1, "note": 2}
 SHOWN = 200  # findings of one kind
 OLD_VIEW = 30.0  # seconds
+_GONE = "delete it through the endpoint, and create it again"
 _POINT = "point these clients' bootstrap.servers at the federation"
 
 
@@ -89,7 +92,7 @@ def _clusters(facts: Facts) -> Iterator[Finding]:
         if health is None:
             continue
         if health.state == "away":
-            mend = f"start its brokers, or correct clusters.{name}.bootstrap; lost for good: kfed failover {name}"
+            mend = f"start its brokers, or correct clusters.{name}.bootstrap"
             yield Finding("error", "cluster away", name, health.reason, mend)
         elif health.state == "refused":
             mend = f"correct clusters.{name}.bootstrap, or give another cluster another name"
@@ -108,7 +111,7 @@ def _removed(facts: Facts, name: str) -> Iterator[Finding]:
     homes = sum(one.cluster == name for one in (*view.groups.values(), *view.transactions.values()))
     if held or homes:
         text = f"removed, but {len(held)} topics and {homes} groups or transactional ids still live there"
-        mend = f"put clusters.{name} back and: kfed drain {name}"
+        mend = f"put clusters.{name} back; kfed config apply --apply"
         yield Finding("error", "removed cluster", name, text, mend)
 
 
@@ -131,11 +134,11 @@ def _topics(facts: Facts) -> Iterator[Finding]:
         topic = cluster.snapshot.topics.get(name) if cluster is not None else None
         if record.epoch and topic is not None and recreated(record, topic):
             text = f"was re-created on {record.cluster}: it is not the topic that was moved there"
-            yield Finding("error", "topic replaced", name, text, f"kfed eject {name}")
+            yield Finding("error", "topic replaced", name, text, _GONE)
     for record in missing(view):
         text = f"{record.cluster} does not have it (any longer)"
         if record.epoch:
-            yield Finding("error", "topic missing", record.name, text, f"kfed eject {record.name}")
+            yield Finding("error", "topic missing", record.name, text, _GONE)
         else:
             yield Finding("note", "topic missing", record.name, text, "forgotten once all its brokers confirm it")
 
@@ -145,7 +148,9 @@ def _stubs(facts: Facts) -> Iterator[Finding]:
         topic = facts.view.topics.get(name)
         if stub.borrowed and topic is not None:
             text = f"groups at home on {cluster} store positions on an unrelated topic of that name"
-            yield Finding("note", "borrowed stand-in", name, text, f"move those groups, or delete {name} on {cluster}")
+            yield Finding(
+                "note", "borrowed stand-in", name, text, f"delete {name} on {cluster}, or let no group read both"
+            )
         if topic is not None and topic.cluster != cluster and not serves(stub, topic.record):
             text = f"its stand-in on {cluster} has {stub.partitions} partitions instead of {topic.record.partitions}"
             yield Finding("error", "stand-in", name, text, "see the controller's log; it tries again")
@@ -157,7 +162,7 @@ def _groups(facts: Facts) -> Iterator[Finding]:
             if home.conflict:
                 others = ", ".join(home.conflict)
                 text = f"at home on {home.cluster}, and on {others} too; what it has there waits for a decision"
-                mend = f"kfed groups {name} --home {home.cluster} --apply"
+                mend = f"kfed groups --home {home.cluster} --apply -- {shlex.quote(name)}"
                 if kind != "group":
                     text = f"at home on {home.cluster}, and known to {others} too"
                     mend = f"stop who uses it on {others}"
@@ -173,10 +178,7 @@ def _drift(facts: Facts) -> Iterator[Finding]:
         return
     records = [one.record for one in view.topics.values()]
     for one in drift(view.placement, records, view.groups.values(), view.transactions.values()):
-        mend = {
-            "topic": f"kfed migrate {one.name} --to {one.wanted} --apply",
-            "group": f"kfed groups {one.name} --move-home {one.wanted}",
-        }.get(one.kind, "kfed mirror create" if one.kind == "standbys" else "it stays where it is")
+        mend = "it stays where it is; make the rule say so"
         text = f"{one.kind}: the rules say {one.wanted}, it is {one.what}; rules never move what exists"
         yield Finding("note", "placement drift", one.name, text, mend)
 
@@ -200,13 +202,13 @@ def _workers(facts: Facts) -> Iterator[Finding]:
         if key not in facts.leases:
             where = f"pid {worker.pid} on {worker.host}"
             text = f"{worker.role} {worker.worker} of {worker.instance} ({where}) is not heard from"
-            yield Finding("warning", "process", key, text, "start it again; operations wait for it or need --force")
+            yield Finding("warning", "process", key, text, "start it again")
 
 
 def _operations(facts: Facts) -> Iterator[Finding]:
     for identifier, one in sorted(facts.view.operations.items()):
         if one.state in ("paused", "failed"):
-            mend = f"kfed operations {identifier} --{'resume' if one.state == 'paused' else 'abort'}"
+            mend = f"kfed operations -- {shlex.quote(identifier)}"
             yield Finding("warning", "operation", identifier, f"{one.kind} is {one.state} at {one.step}", mend)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 
 import msgspec
 import pytest
 
+from cli import arguments
 from metadata_service import doctor, models, status
 from metadata_service.models import (
     AddressBook,
@@ -25,7 +28,7 @@ from metadata_service.models import (
 from metadata_service.records import encode
 from metadata_service.seeding import Difference
 from metadata_service.status import Facts
-from metadata_service.view import View
+from metadata_service.view import ServedTopic, View
 from metadata_service.view_builder import build
 from runtime.settings import Rule
 from tests.fixtures.records import cluster, physical, placement, snapshot, topic, topic_id
@@ -112,6 +115,28 @@ def test_everything_that_is_wrong_is_found_and_nothing_else() -> None:
     assert [one.severity for one in found] == sorted(
         (one.severity for one in found), key=["error", "warning", "note"].index
     )
+
+
+def test_every_command_is_one_of_this_release() -> None:
+    facts = _facts()
+    odd = HomeRecord(name="-- it's; odd", cluster="east", conflict=("west",))
+    view = dataclasses.replace(facts.view, groups={**facts.view.groups, odd.name: odd})
+    moved = topic("lost", "east", 7, before=("west",))
+    served = ServedTopic("lost", bytes(16), "east", bytes(16), False, moved)
+    view = dataclasses.replace(view, topics={**view.topics, "lost": served})
+    found = doctor.findings(dataclasses.replace(facts, view=view), [Difference("placement", "change", {}, {})])
+    found += doctor.findings(Facts(view=View()))
+    commands = [part for one in found for part in one.mend.split("; ") if part.startswith("kfed ")]
+    odd_ones = [one.mend for one in found if one.subject == odd.name]
+    commands = [one for one in commands if "odd" not in one and "it'" not in one] + odd_ones
+    assert len(commands) >= 6
+    for command in commands:
+        options = arguments.parse(shlex.split(command)[1:])  # exits where it is wrong
+        if "--home" in command:
+            assert options.home == "east"
+            assert options.name in ("g", odd.name)
+    # Nor in passing, between other words.
+    assert sum(one.mend.count("kfed ") for one in found) == len(commands)
 
 
 def test_a_federation_that_is_well_has_no_findings() -> None:
