@@ -67,6 +67,14 @@ def document(found: Iterable[Finding]) -> Document:
     return {"findings": [one.document() for one in found]}
 
 
+def _command(command: str, name: str, options: str = "") -> str:
+    """A command about one thing, as it may be pasted into a shell."""
+    words = ["kfed", command, shlex.quote(name), options]
+    if name.startswith("-"):
+        words = ["kfed", command, options, "--", shlex.quote(name)]
+    return " ".join(word for word in words if word)
+
+
 def _store(facts: Facts) -> Iterator[Finding]:
     if facts.age is None or facts.age > OLD_VIEW:
         age = "never read" if facts.age is None else f"{facts.age:.0f} s old"
@@ -148,9 +156,8 @@ def _stubs(facts: Facts) -> Iterator[Finding]:
         topic = facts.view.topics.get(name)
         if stub.borrowed and topic is not None:
             text = f"groups at home on {cluster} store positions on an unrelated topic of that name"
-            yield Finding(
-                "note", "borrowed stand-in", name, text, f"delete {name} on {cluster}, or let no group read both"
-            )
+            mend = f"delete {name} on {cluster}, or read it with a group that is at home elsewhere"
+            yield Finding("note", "borrowed stand-in", name, text, mend)
         if topic is not None and topic.cluster != cluster and not serves(stub, topic.record):
             text = f"its stand-in on {cluster} has {stub.partitions} partitions instead of {topic.record.partitions}"
             yield Finding("error", "stand-in", name, text, "see the controller's log; it tries again")
@@ -162,7 +169,7 @@ def _groups(facts: Facts) -> Iterator[Finding]:
             if home.conflict:
                 others = ", ".join(home.conflict)
                 text = f"at home on {home.cluster}, and on {others} too; what it has there waits for a decision"
-                mend = f"kfed groups --home {home.cluster} --apply -- {shlex.quote(name)}"
+                mend = _command("groups", name, f"--home {home.cluster} --apply")
                 if kind != "group":
                     text = f"at home on {home.cluster}, and known to {others} too"
                     mend = f"stop who uses it on {others}"
@@ -208,7 +215,7 @@ def _workers(facts: Facts) -> Iterator[Finding]:
 def _operations(facts: Facts) -> Iterator[Finding]:
     for identifier, one in sorted(facts.view.operations.items()):
         if one.state in ("paused", "failed"):
-            mend = f"kfed operations -- {shlex.quote(identifier)}"
+            mend = _command("operations", identifier)
             yield Finding("warning", "operation", identifier, f"{one.kind} is {one.state} at {one.step}", mend)
 
 

@@ -191,7 +191,7 @@ async def test_a_group_that_is_live_on_both_waits_for_a_decision(world: World, j
                 (finding,) = [
                     each for each in found if each["kind"] == "group conflict" if each["subject"] == world.group
                 ]
-                assert finding["mend"] == f"kfed groups --home east --apply -- {world.group}"
+                assert finding["mend"] == f"kfed groups {world.group} --home east --apply"
                 status, text = await off(lambda: world.kfed(*decide))
                 assert status == 1
                 assert "has members on west" in text
