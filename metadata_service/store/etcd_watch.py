@@ -18,7 +18,7 @@ import math
 import queue
 from collections import deque
 from itertools import groupby
-from threading import Thread
+from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 REPEAT_SECONDS = 0.2
 """A progress request is dropped while the watch is catching up, and is therefore repeated."""
 
+QUEUED = 32
+"""Answers read ahead; etcd keeps each at 1.5 MiB at most, and most have one change."""
+
 COMPARE_SHARE = 20
 """A comparison, which costs etcd time in proportion to the keys, takes at most one part in so many of all time."""
 
@@ -47,30 +50,34 @@ class _Lost(Exception):
     """The stream is of no more use."""
 
 
+Call = Literal["newest", "compare", "history"]
+
+
 class _Answered(msgspec.Struct, frozen=True):
     """The end of a call that was started beside the stream: its answer, or why there is none."""
 
-    call: Literal["newest", "compare", "history"]
+    call: Call
     result: bytes | RpcFailed
 
 
 class _Stream:
-    """One Watch call, and the calls that belong to it; all answers come through one channel.
+    """One Watch call, and the calls that belong to it; all answers come through one queue.
 
-    The stream's come through a thread, which waits while nobody takes them.
+    The stream's answers are read by a thread, which waits while QUEUED of them have not been taken.
     """
 
     def __init__(self, link: Link, request: bytes) -> None:
         self.link = link
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._requests.put(request)
-        self._answers_in, self.answers = trio.open_memory_channel[wire.WatchAnswer | _Answered](4)
-        # Answers to calls that found the channel full: then nobody is waiting for it.
-        self._beside: list[_Answered] = []
+        self._answers: deque[wire.WatchAnswer | _Answered] = deque()
+        self._room = Semaphore(QUEUED)
+        self._wake = trio.Event()
+        self._ended = False
         self._token = trio.lowlevel.current_trio_token()
         self._use = contextlib.ExitStack()
         self._use.enter_context(link.used())
-        self.error: RpcFailed | None = None
+        self._error: RpcFailed | None = None
         call = link.channel.stream_stream(wire.WATCH)
         self._call: Any = call(self._sent(), metadata=link.metadata)
         self._calls: list[Any] = []
@@ -83,7 +90,7 @@ class _Stream:
     def send(self, request: bytes) -> None:
         self._requests.put(request)
 
-    def start(self, name: Literal["newest", "compare", "history"], path: str, request: bytes, timeout: float) -> None:
+    def start(self, name: Call, path: str, request: bytes, timeout: float) -> None:
         """A unary call; its end arrives as _Answered, whoever is cancelled meanwhile."""
 
         def finished(call: Any) -> None:
@@ -94,44 +101,45 @@ class _Stream:
         self._calls.append(call)
         call.add_done_callback(finished)
 
-    def _finished(self, name: Literal["newest", "compare", "history"], call: Any) -> None:
+    def _finished(self, name: Call, call: Any) -> None:
         self._calls.remove(call)
-        answered = _Answered(name, call_result(call))
-        try:
-            self._answers_in.send_nowait(answered)
-        except trio.WouldBlock:
-            self._beside.append(answered)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+        self._answers.append(_Answered(name, call_result(call)))
+        self._wake.set()
 
     async def receive(self) -> wire.WatchAnswer | _Answered:
         """Raises RpcFailed or _Lost at the end of the stream."""
-        if self._beside:
-            return self._beside.pop(0)
-        try:
-            return await self.answers.receive()
-        except trio.EndOfChannel:
-            raise self.error or _Lost("the stream ended") from None
+        while not self._answers:
+            if self._ended:
+                raise self._error or _Lost("the stream ended")
+            self._wake = trio.Event()
+            await self._wake.wait()
+        answer = self._answers.popleft()
+        if isinstance(answer, wire.WatchAnswer):
+            self._room.release()
+        return answer
 
     def _pump(self) -> None:
         try:
             for data in self._call:
-                trio.from_thread.run(self._answers_in.send, wire.read_watch(data), trio_token=self._token)
+                self._room.acquire()
+                self._answers.append(wire.read_watch(data))
+                self._token.run_sync_soon(self._notice, idempotent=True)
         except grpc.RpcError:
-            self.error = RpcFailed(self._call.code(), self._call.details() or "")
-        except wire.Malformed:
+            self._error = RpcFailed(self._call.code(), self._call.details() or "")
+        except (wire.Malformed, trio.RunFinishedError):
             pass  # the stream ends, and another takes its place
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.RunFinishedError, trio.Cancelled):
-            pass
-        finally:
-            with contextlib.suppress(trio.RunFinishedError, trio.Cancelled):
-                trio.from_thread.run_sync(self._answers_in.close, trio_token=self._token)
+        self._ended = True
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._notice)
+
+    def _notice(self) -> None:
+        self._wake.set()
 
     def close(self) -> None:
         self._requests.put(None)
         for call in (self._call, *self._calls):
             call.cancel()
-        self.answers.close()
+        self._room.release()  # the thread may be waiting for it, and then finds the call cancelled
         self._use.close()
 
 
@@ -157,6 +165,7 @@ class EtcdWatch:
         self._ready: deque[Change | Progress] = deque()
         # One question is open at a time.
         self._asked_at: float | None = None
+        self._asked_known = 0
         self._ask_again_at = 0.0
         # The newest revision, and when it was asked for: once the stream is known to have reached it, it was current.
         self._awaited: tuple[int, float] | None = None
@@ -286,7 +295,7 @@ class EtcdWatch:
         self._checking, self._check_counts = True, bool(self._arrived)
 
     def _ask(self, stream: _Stream) -> None:
-        self._asked_at = boottime()
+        self._asked_at, self._asked_known = boottime(), self._known
         self._ask_again_at = self._asked_at + self._backend.progress_interval
         if stream.link.reports_progress:
             # The key does not matter: the answer tells the revision.
@@ -303,8 +312,8 @@ class EtcdWatch:
     def _newest(self, revision: int, stream: _Stream) -> None:
         if self._asked_at is None:
             return
-        if revision < self._known:
-            raise StoreReplaced(f"{self._backend.description} went back from revision {self._known} to {revision}")
+        if revision < self._asked_known:
+            raise StoreReplaced(f"{self._backend.description} is behind revision {self._asked_known}")
         self._awaited = (revision, self._asked_at)
         if not self._reach(self._reached()):
             self._request_progress(stream)
