@@ -93,6 +93,7 @@ class Connection:
         self.api_versions: Message = {}  # the broker's whole ApiVersions answer, with its features
         self.last_used = trio.current_time()
         self.calls = 0  # callers inside `call` or `exchange`
+        self.grow = _GROW  # bytes a frame's buffer begins with: more where the broker is trusted not to lie about sizes
         self.distrusted = False  # the connection ended because TLS refused one side's certificate
         self._stream = stream
         self._max_frame = max_frame
@@ -341,7 +342,7 @@ class Connection:
                 del self._head[: 4 + size]
                 return frame
             # Grown as it fills: a lie about the size costs no more memory than was really sent, twice.
-            self._body = self._head + bytes(max(0, min(size, _GROW) - have))
+            self._body = self._head + bytes(max(0, min(size, self.grow) - have))
             del self._body[:4]
             self._head.clear()
             self._size, self._filled = size, have

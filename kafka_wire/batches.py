@@ -25,10 +25,11 @@ SEQUENCES = 1 << 31  # sequence numbers wrap to 0 here
 
 CODEC, LOG_APPEND_TIME, TRANSACTIONAL, CONTROL, DELETE_HORIZON = 0x07, 0x08, 0x10, 0x20, 0x40
 NO_PRODUCER = -1
+_CLEARED = TRANSACTIONAL | DELETE_HORIZON
 
 _FRAME = struct.Struct(">qiib")
 _PLACE = struct.Struct(">qi")
-_U32, _I16, _I32, _I64 = struct.Struct(">I"), struct.Struct(">h"), struct.Struct(">i"), struct.Struct(">q")
+_U32, _I32, _I64 = struct.Struct(">I"), struct.Struct(">i"), struct.Struct(">q")
 _PRODUCER = struct.Struct(">qhi")
 _COUNT_FROM = 57
 
@@ -108,7 +109,7 @@ def walk(buffer: Buffer, start: int = 0) -> Iterator[Batch]:
     """
     size = len(buffer)
     pos = start
-    unpack, frame = HEADER.unpack_from, _FRAME.unpack_from
+    unpack, frame, made = HEADER.unpack_from, _FRAME.unpack_from, Batch._make
     while pos + 17 <= size:
         offset, length, epoch, magic = frame(buffer, pos)
         end = pos + LENGTH_FROM + length
@@ -117,8 +118,8 @@ def walk(buffer: Buffer, start: int = 0) -> Iterator[Batch]:
                 raise DecodeError(f"a batch at offset {offset} of length {length}")
             if end > size:
                 return
-            one = Batch(pos, *unpack(buffer, pos))
-            if one.last_offset_delta < 0 or one.records < 0:
+            one = made((pos, *unpack(buffer, pos)))
+            if one[7] < 0 or one[13] < 0:
                 raise DecodeError(f"a batch at offset {offset} with {one.records} records to {one.last_offset_delta}")
             yield one
         else:
@@ -185,7 +186,8 @@ def stamp(batch: memoryview | bytearray, producer_id: int, producer_epoch: int, 
     """
     _I64.pack_into(batch, 0, 0)
     _I32.pack_into(batch, 12, -1)
-    attributes = _I16.unpack_from(batch, CRC_FROM)[0]
-    _I16.pack_into(batch, CRC_FROM, attributes & ~(TRANSACTIONAL | DELETE_HORIZON))
+    attributes = batch[22]  # the low byte of them
+    if attributes & _CLEARED:
+        batch[22] = attributes & ~_CLEARED
     _PRODUCER.pack_into(batch, 43, producer_id, producer_epoch, base_sequence)
     _U32.pack_into(batch, 17, crc32c(memoryview(batch)[CRC_FROM:]))

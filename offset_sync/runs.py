@@ -72,11 +72,12 @@ class Runs:
         """
         if count < 1 or logical < 0 or physical < 0:
             raise ValueError(f"no run: {logical}, {physical}, {count}")
-        end = self.end
-        if end is not None:
-            if logical < end.logical or physical < end.physical:
-                raise ValueError(f"run {logical} at {physical} is not behind {end.logical} at {end.physical}")
-            if end == (logical, physical):
+        if self._logical:
+            last = self._count[-1]
+            logical_end, physical_end = self._logical[-1] + last, self._physical[-1] + last
+            if logical < logical_end or physical < physical_end:
+                raise ValueError(f"run {logical} at {physical} is not behind {logical_end} at {physical_end}")
+            if logical == logical_end and physical == physical_end:
                 self._count[-1] += count
                 return
         self._logical.append(logical)
@@ -103,6 +104,13 @@ class Runs:
         if index >= len(side):
             return None
         return Position(self._logical[index] + into, self._physical[index] + into)
+
+    def linear(self, physical: int, count: int) -> int | None:
+        """The logical offset at `physical` where one run holds all of the `count` records from there on."""
+        index = bisect_right(self._physical, physical) - 1
+        if index < 0 or physical + count > self._physical[index] + self._count[index]:
+            return None
+        return self._logical[index] + physical - self._physical[index]
 
     def between(self, first: int, last: int) -> Iterator[Run]:
         """The parts of runs that lie at physical offsets `first` to `last`, inclusive."""

@@ -84,6 +84,13 @@ class Table:
             low = max(first, own.physical)
             yield Run(own.logical + low - own.physical, low, last - low + 1)
 
+    def linear(self, physical: int, count: int) -> int | None:
+        """The logical offset of the first of `count` records that advance together with it, or None: ask in pieces."""
+        own = self.own
+        if own is not None and physical >= own[1]:
+            return own[0] + physical - own[1]
+        return self.runs.linear(physical, count)
+
     def logical_runs(self, stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """(logical, count) of records at (physical, count) stretches here, in order, adjacent ones merged.
 
@@ -112,7 +119,9 @@ class Table:
         if self.own is not None:
             raise ValueError("this cluster serves the partition: nothing is mirrored into it")
         self.runs.append(logical, physical, count)
-        self._dirty_from = min(self._dirty_from, self.runs.chunk_of_last())
+        chunk = self.runs.chunk_of_last()
+        if chunk < self._dirty_from:
+            self._dirty_from = chunk
 
     def open(self, logical: int, physical: int) -> None:
         """From here on this cluster serves. ValueError: not behind everything mirrored."""

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kafka_client import ClientError
-from kafka_wire.batches import first_size
+from kafka_wire.batches import first_size, walk
 from kafka_wire.codec import DecodeError
 from kafka_wire.errors import ERROR, error_name
 from replicator.core import Inconsistent, Partition
@@ -82,6 +82,7 @@ class Data:
         self._fetch_bytes = FETCH_BYTES
         self._log_start = -1
         self._paused = False
+        self._foreign = 0
 
     # -- as a lane of the target ----------------------------------------------------------------------------------
 
@@ -101,23 +102,21 @@ class Data:
             session.fail(f"partition {self.partition.stream.partition}: {_words(answer)}")
             return
         now = time.time()
-        before = self.partition.foreign
+        partition = self.partition
         try:
-            one = self.partition.acknowledged(answer.base_offset, int(now * 1000))
+            one = partition.acknowledged(answer.base_offset, int(now * 1000))
         except Inconsistent as error:
             session.halt(self, Stop(Condition.TARGET_LOST, str(error)))
             session.fail(str(error))
             return
-        status.foreign += self.partition.foreign - before
-        status.records = self.partition.records
+        size = len(one.data)
         status.records_here += one.records
-        status.bytes += len(one.data)
+        status.bytes += size
         status.last_copied = now
-        status.position = self.partition.position
-        if status.position >= status.end:
-            self._caught_up()
+        if partition.idle:
+            self.show()
         counters = session.link.counters
-        counters.bytes += len(one.data)
+        counters.bytes += size
         counters.records += one.records
         counters.batches += 1
         if self.partition.checkpoint_due():
@@ -170,13 +169,14 @@ class Data:
         if len(answer.records):
             exchange = session.assignment.mode == "exchange"
             try:
-                ids = producer_ids(answer.records)
+                batches = list(walk(answer.records))
+                ids = producer_ids(batches)
                 if not ids <= link.local_ids:
                     await link.knows(ids, session.assignment.mode)
                     if session.ended.is_set():
                         return
                 foreign = link.mirrored if exchange else None
-                made = cut(answer.records, partition.fetch_position, answer.aborted, foreign)
+                made = cut(answer.records, partition.fetch_position, answer.aborted, foreign, batches)
             except (Corrupt, DecodeError) as error:
                 raise Stop(Condition.CORRUPT, str(error)) from None
             except ClientError:
@@ -194,12 +194,20 @@ class Data:
                     raise Stop(Condition.CORRUPT, str(error)) from None
                 if made.pieces:
                     session.journal.offer()
-        status.position = partition.position
-        if status.position >= status.end:
-            self._caught_up()
-        elif not status.behind_since:
+        self.show()
+        if status.position < status.end and not status.behind_since:
             status.behind_since = time.time()
             status.condition = Condition.COPYING
+
+    def show(self) -> None:
+        """Bring the figures up to date; not done for every batch."""
+        status, partition = self.status, self.partition
+        status.position = partition.position
+        status.records = partition.records
+        status.foreign += partition.foreign - self._foreign
+        self._foreign = partition.foreign
+        if status.position >= status.end >= 0:
+            self._caught_up()
 
     def _caught_up(self) -> None:
         self.status.behind_since = 0.0

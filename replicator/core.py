@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from kafka_wire.batches import NO_PRODUCER, advance, stamp
+from kafka_wire.batches import NO_PRODUCER, SEQUENCES, advance, stamp
 from kafka_wire.records import values_batch
 from offset_sync.guard import Entry, Guard, Noted
 from offset_sync.table import Table
@@ -147,17 +147,22 @@ class Partition:
     """One partition of a mirror. `source` is the table of the cluster it reads from, `table` that of its target."""
 
     __slots__ = (
+        "_acked",
+        "_acked_epoch",
         "_acked_fresh",
         "_checkpointed",
         "_checkpointing",
         "_dirty",
+        "_done",
         "_expected",
         "_guards",
         "_in_flight",
+        "_into",
         "_number",
         "_pending",
+        "_recovered",
+        "_scanned",
         "_sequence",
-        "_state",
         "_stored",
         "_waiting",
         "_waiting_bytes",
@@ -166,6 +171,7 @@ class Partition:
         "foreign",
         "guard",
         "identity",
+        "records",
         "source",
         "stream",
         "table",
@@ -184,14 +190,19 @@ class Partition:
         self.fetch_position = state.position
         self.fetch_epoch = state.leader_epoch  # of the last batch in front of it
         self.foreign = 0  # target offsets that others took
-        self._state = replace(state, producer_id=identity.producer_id, producer_epoch=identity.epoch)
+        self.records = state.records  # copied in all
+        self._recovered = replace(state, producer_id=identity.producer_id, producer_epoch=identity.epoch)
+        self._done = state.number  # intents below it are on the target
+        self._acked, self._acked_epoch = state.position, state.leader_epoch
+        self._scanned = state.scanned
         self._number = state.number  # of the next intent
         self._stored = state.number - 1  # the newest intent that is stored
         self._sequence = 0
         self._waiting: deque[Shipment] = deque()
         self._in_flight: deque[Shipment] = deque()
         self._waiting_bytes = 0
-        self._pending: deque[tuple[Stretch, int]] = deque()  # with the number of their intent
+        self._pending: deque[Stretch] = deque()  # announced and not landed
+        self._into = 0  # records of the first that have landed
         self._guards: deque[Noted] = deque()  # announced and not landed
         self._checkpointed = state.number  # the number the newest stored checkpoint counts from
         self._checkpointing = state.number  # ... and the newest one on its way
@@ -204,12 +215,7 @@ class Partition:
     @property
     def position(self) -> int:
         """The source offset up to which everything is on the target (or left out)."""
-        return self._state.position if self._busy else self.fetch_position
-
-    @property
-    def records(self) -> int:
-        """Copied in all."""
-        return self._state.records
+        return self._acked if self._busy else self.fetch_position
 
     @property
     def waiting_bytes(self) -> int:
@@ -233,8 +239,15 @@ class Partition:
     @property
     def state(self) -> State:
         """What a checkpoint would store now."""
-        epoch = self._state.leader_epoch if self._busy else self.fetch_epoch
-        return replace(self._state, position=self.position, leader_epoch=epoch)
+        busy = self._busy
+        return replace(
+            self._recovered,
+            number=self._done,
+            position=self._acked if busy else self.fetch_position,
+            scanned=self._scanned,
+            leader_epoch=self._acked_epoch if busy else self.fetch_epoch,
+            records=self.records,
+        )
 
     # -- from the source ------------------------------------------------------------------------------------------
 
@@ -249,32 +262,46 @@ class Partition:
         number = self._number
         stretches: list[Stretch] = []
         guards: list[Noted] = []
+        linear, waiting = self.source.linear, self._waiting
+        producer_id, producer_epoch = self.identity
+        sequence = self._sequence
+        size = 0
+        # The stretch being made: its first sequence, source offset and logical offset, its records and leader epoch.
+        first = source_at = logical_at = records = epoch = following = 0
         for piece in made.pieces:
-            sequence = self._sequence
+            data = piece.data
+            stamp(data, producer_id, producer_epoch, sequence)
             for source, count in piece.stretches:
-                for logical, part in self.source.logical_runs([(source, count)]):
-                    last = stretches[-1] if stretches else None
+                logical = linear(source, count)
+                parts = [(logical, count)] if logical is not None else self.source.logical_runs([(source, count)])
+                for logical, part in parts:
                     if (
-                        last is not None
-                        and last.leader_epoch == piece.leader_epoch
-                        and last.source + last.records == source == last.next
-                        and last.logical + last.records == logical
+                        records
+                        and source_at + records == source
+                        and logical_at + records == logical
+                        and epoch == piece.leader_epoch
                     ):
-                        stretches[-1] = last._replace(records=last.records + part, next=source + part)
+                        records += part
                     else:
-                        stretches.append(Stretch(sequence, part, source, source + part, piece.leader_epoch, logical))
+                        if records:
+                            stretches.append(Stretch(first, records, source_at, following, epoch, logical_at))
+                        first, records, source_at, logical_at = sequence, part, source, logical
+                        epoch = piece.leader_epoch
                     source += part
-                    sequence = advance(sequence, part)
-            stretches[-1] = stretches[-1]._replace(next=piece.next)
+                    following = source
+                    sequence = (sequence + part) % SEQUENCES
+            following = piece.next
             written = piece.written
-            if written is not None and not mirrored(written.producer_id):
+            if written is not None and not mirrored(written[0]):
                 base = self.source.logical(piece.base)
                 assert base is not None
-                guards.append(Noted(written.producer_id, now, Entry(written.epoch, written.first, written.last, base)))
-            stamp(piece.data, *self.identity, self._sequence)
-            self._sequence = sequence
-            self._waiting.append(Shipment(piece.data, piece.records, number, piece.max_timestamp, piece.next))
-            self._waiting_bytes += len(piece.data)
+                guards.append(Noted(written[0], now, Entry(written[1], written[2], written[3], base)))
+            waiting.append(Shipment(data, piece.records, number, piece.max_timestamp, piece.next))
+            size += len(data)
+        if records:
+            stretches.append(Stretch(first, records, source_at, following, epoch, logical_at))
+        self._sequence = sequence
+        self._waiting_bytes += size
         self._dirty = self._dirty or made.position != self.fetch_position
         self.fetch_position = made.position
         if made.leader_epoch >= 0:
@@ -283,7 +310,7 @@ class Partition:
             return None
         self._number += 1
         intent = Intent(number, *self.identity, now, tuple(stretches), tuple(guards))
-        self._pending.extend((one, number) for one in stretches)
+        self._pending.extend(stretches)
         self._guards.extend(guards)
         return intent
 
@@ -321,42 +348,45 @@ class Partition:
             self.foreign += base_offset - self._expected
             self._expected = base_offset + one.records
         left, at = one.records, base_offset
-        number = epoch = -1
-        logical = -1
+        logical = epoch = -1
+        pending = self._pending
         while left:
-            stretch, number = self._pending.popleft()
-            count = min(stretch.records, left)
-            self.table.append(stretch.logical, at, count)
-            logical, epoch = stretch.logical + count, stretch.leader_epoch
-            if count < stretch.records:
-                self._pending.appendleft((_rest(stretch, count), number))
+            stretch = pending[0]
+            count = stretch.records - self._into
+            if count > left:
+                count = left
+            self.table.append(stretch.logical + self._into, at, count)
+            logical, epoch = stretch.logical + self._into + count, stretch.leader_epoch
             left, at = left - count, at + count
-        finished = number if not self._pending or self._pending[0][1] != number else number - 1
+            self._into += count
+            if self._into == stretch.records:
+                pending.popleft()
+                self._into = 0
+        following = self._waiting[0] if not self._in_flight and self._waiting else None
+        if self._in_flight:
+            following = self._in_flight[0]
+        finished = one.number if following is None or following.number != one.number else one.number - 1
         while self._guards and self._guards[0].entry.logical < logical:
             self.guard.note(self._guards.popleft())
-        self._state = replace(
-            self._state,
-            number=finished + 1,
-            position=one.next,
-            scanned=at,
-            leader_epoch=epoch,
-            records=self._state.records + one.records,
-        )
+        self._done = finished + 1
+        self._acked, self._acked_epoch = one.next, epoch
+        self._scanned = at
+        self.records += one.records
         self._acked_fresh = one.max_timestamp >= now - self.guard.expiration_ms // 2
         self._dirty = True
         return one
 
     def checkpoint_due(self) -> bool:
         """Whether enough intents have been acknowledged for the next checkpoint, or their keys are running out."""
-        return self._state.number - self._checkpointing >= CHECKPOINT_AFTER
+        return self._done - self._checkpointing >= CHECKPOINT_AFTER
 
     def checkpoint(self) -> tuple[int, list[Pair]]:
         """(the intent it counts from, the records of a checkpoint); no records where nothing has changed."""
         if not self._dirty:
-            return self._state.number, []
+            return self._done, []
         self._dirty = False
-        self._checkpointing = self._state.number
-        return self._state.number, checkpoint_pairs(self.stream, self.state, self.table, self.guard)
+        self._checkpointing = self._done
+        return self._done, checkpoint_pairs(self.stream, self.state, self.table, self.guard)
 
     def checkpointed(self, number: int) -> None:
         """A checkpoint that counts from this intent is stored."""

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kafka_wire.batches import CODEC, CONTROL, LOG_APPEND_TIME, TRANSACTIONAL, Batch, intact, walk
+from kafka_wire.batches import CODEC, CONTROL, LENGTH_FROM, LOG_APPEND_TIME, TRANSACTIONAL, Batch, advance, intact, walk
 from kafka_wire.records import Record, decode_records, encode_batch
 
 OLD_BATCH_BYTES = 256 << 10  # bodies of old messages that are put into one batch
-CLIENT_BITS = 52  # what lies above was added on the way in, and is not the client's own id
+CLIENT_MASK = (1 << 52) - 1  # what lies above was added on the way in, and is not the client's own id
 
 
 class Corrupt(Exception):
@@ -61,9 +61,9 @@ class Cut:
     leader_epoch: int = -1
 
 
-def producer_ids(records: memoryview) -> set[int]:
-    """The producer ids of the batches in there: those a registry should know about before the cut."""
-    return {one.producer_id for one in walk(records) if not one.control}
+def producer_ids(batches: Iterable[Batch]) -> set[int]:
+    """Their producer ids: those a registry should know about before the cut."""
+    return {one.producer_id for one in batches}
 
 
 def cut(
@@ -71,12 +71,12 @@ def cut(
     position: int,
     aborted: Iterable[tuple[int, int]] = (),
     foreign: Callable[[int], bool] | None = None,
-    limit: int | None = None,
+    batches: Iterable[Batch] | None = None,
 ) -> Cut:
     """Cut what a Fetch from `position` on returned; `records` is written to later and must stay untouched till then.
 
     `aborted` are (producer id, first offset) as the broker named them; batches whose producer id is `foreign` are
-    left out. Nothing at or above `limit` (an offset) is taken.
+    left out. `batches` are those of `records`, where they were walked already.
 
     Raises:
         Corrupt: a CRC is wrong.
@@ -87,16 +87,13 @@ def cut(
     open_aborts: set[int] = set()
     old: list[Record] = []
     old_codec = 0
-    flags = CONTROL | LOG_APPEND_TIME
 
     def flush() -> None:
         if old:
             out.pieces.append(_encoded(old, old_codec, old[0].offset, old[-1].offset + 1, -1, None))
             old.clear()
 
-    for one in walk(records):
-        if limit is not None and one.base_offset >= limit:
-            break
+    for one in walk(records) if batches is None else batches:
         if one.magic < 2:
             found = [record for record in decode_records(records, one) if record.offset >= out.position]
             if not found:
@@ -108,59 +105,44 @@ def cut(
             old_codec = codec
             out.position = found[-1].offset + 1
             continue
-        flush()
-        following = one.next_offset
+        if old:
+            flush()
+        # Plain tuple arithmetic from here on: this runs once a batch.
+        at, base, length, leader_epoch, _, _, attributes, delta, _, newest, producer_id, epoch, sequence, count = one
+        following = base + delta + 1
         if following <= out.position:
             continue  # a fetch begins with the batch that holds its offset
-        out.leader_epoch = one.leader_epoch
-        while pending and pending[-1][1] <= one.last_offset:
+        out.leader_epoch = leader_epoch
+        while pending and pending[-1][1] < following:
             open_aborts.add(pending.pop()[0])
-        attributes = one.attributes
         if attributes & CONTROL:
-            open_aborts.discard(one.producer_id)
+            open_aborts.discard(producer_id)
         if (
             attributes & CONTROL
-            or not one.records
-            or (attributes & TRANSACTIONAL and one.producer_id in open_aborts)
-            or (foreign is not None and foreign(one.producer_id))
+            or not count
+            or (attributes & TRANSACTIONAL and producer_id in open_aborts)
+            or (foreign is not None and foreign(producer_id))
         ):
             out.left_out += 1
             out.position = following
             continue
-        data = records[one.at : one.end]
+        data = records[at : at + LENGTH_FROM + length]
         if not intact(data):
-            raise Corrupt(f"the batch at offset {one.base_offset} has a wrong CRC")
-        written = _written(one)
-        if one.base_offset >= out.position and one.dense and not attributes & flags:
-            stretches = ((one.base_offset, one.records),)
-            out.pieces.append(
-                Piece(
-                    data,
-                    one.records,
-                    one.base_offset,
-                    following,
-                    stretches,
-                    one.leader_epoch,
-                    one.max_timestamp,
-                    written,
-                )
-            )
+            raise Corrupt(f"the batch at offset {base} has a wrong CRC")
+        written = None
+        if producer_id >= 0 and sequence >= 0:
+            written = Written(producer_id & CLIENT_MASK, epoch, sequence, advance(sequence, delta))
+        if base >= out.position and count == delta + 1 and not attributes & LOG_APPEND_TIME:
+            out.pieces.append(Piece(data, count, base, following, ((base, count),), leader_epoch, newest, written))
         else:
             kept = [record for record in decode_records(records, one) if record.offset >= out.position]
             if kept:
-                out.pieces.append(_encoded(kept, one.codec, one.base_offset, following, one.leader_epoch, written))
+                out.pieces.append(_encoded(kept, attributes & CODEC, base, following, leader_epoch, written))
             else:
                 out.left_out += 1
         out.position = following
     flush()
     return out
-
-
-def _written(one: Batch) -> Written | None:
-    if one.producer_id < 0 or one.base_sequence < 0:
-        return None
-    mine = one.producer_id & (1 << CLIENT_BITS) - 1
-    return Written(mine, one.producer_epoch, one.base_sequence, one.last_sequence)
 
 
 def _encoded(

@@ -100,6 +100,7 @@ class Feeder:
 
     async def _fetch(self, connection: Connection) -> None:
         session = FetchSession(connection.version(FETCH))
+        connection.grow = 2 * RESPONSE_BYTES
         while True:
             wanted: dict[Place, Wanted] = {}
             skipped = False

@@ -354,6 +354,8 @@ class Session:
         while True:
             await trio.sleep(CHECKPOINT_SECONDS)
             now = int(time.time() * 1000)
+            for lane in self.lanes.values():
+                lane.show()
             for partition in self.unit.partitions.values():
                 partition.guard.expire(now)
                 self.unit.checkpoint(partition)
