@@ -35,6 +35,7 @@ class Load:
         self.name = name
         self.history = History()
         self.stopping = threading.Event()  # no more is sent
+        self.produced = threading.Event()  # everything that was sent has its answer
         self.done = threading.Event()  # no more is read
 
     async def alive(self, count: int = 30, timeout: float = 40.0) -> None:
@@ -56,8 +57,11 @@ class Load:
         assert not wrong, f"{self.name}: {len(wrong)} faults: {wrong[:5]}; errors {self.history.errors[-5:]}"
 
     async def caught_up(self) -> None:
-        """Until everything acknowledged has been read."""
+        """After `stopping`: until everything that was sent has its answer, and what was acknowledged has been read."""
         deadline = trio.current_time() + CATCH_UP
+        while not self.produced.is_set():
+            assert trio.current_time() < deadline, f"{self.name}: sends without an answer; {self.history.errors[-5:]}"
+            await trio.sleep(0.02)
         while missing := self.history.missing():
             if trio.current_time() > deadline:
                 some = sorted(missing)[:5]
@@ -82,6 +86,8 @@ def working(load: Load, *works: Callable[[], None]) -> Iterator[Load]:
             work()
         except Exception as error:
             load.history.errors.append(f"{work.__name__} ended: {error!r}")
+        if work is works[0]:
+            load.produced.set()
 
     threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
     for thread in threads:
@@ -248,10 +254,12 @@ async def java(
     history = load.history
 
     async with jvm.producer(dict(config)) as producer, jvm.consumer(dict(config), group=group) as consumer:
+        all_taken = trio.Event()
 
         async def acknowledgements() -> None:
             while not load.stopping.is_set():
                 take(await producer.take(1, 0.2))
+            all_taken.set()
 
         def take(answers: list) -> None:  # type: ignore[type-arg]
             for one in answers:
@@ -275,6 +283,8 @@ async def java(
             await load.alive(1, FIRST)
             yield load
             load.stopping.set()
+            await all_taken.wait()
             take(await producer.stop())
+            load.produced.set()
             await load.caught_up()
             load.done.set()
