@@ -1,7 +1,7 @@
 """A real etcd on this machine: plain, with TLS, with a user's password, or both.
 
 with Etcd() as etcd:
-    client = etcd3.client(host="127.0.0.1", port=etcd.port)
+    etcd.ctl("put", "key", "value")
 """
 
 from __future__ import annotations
