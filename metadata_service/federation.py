@@ -11,7 +11,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import trio
 
@@ -45,34 +45,52 @@ from metadata_service.topics import Topics
 from metadata_service.view import View
 from runtime.settings import Placement
 
-NEGATIVE = 1.0  # seconds an unknown name is answered from memory
-NEGATIVE_MAX = 10_000
+RECENT = 1.0  # seconds an unknown name, or a home that is not recorded, is answered from memory
+RECENT_MAX = 10_000
 LOOK_MAX = 2_000  # names of one round; the others are asked for again by their clients
 STUBS_AT_ONCE = 8
 
 Listed = TypeVar("Listed")
+Known = TypeVar("Known")
 
 
-class _Misses:
-    """Names looked up in vain a moment ago; the oldest are forgotten first."""
+Recorded = Callable[[str], Awaitable[bool]]
+
+
+async def _always(home: str) -> bool:
+    return True
+
+
+class _Recent(Generic[Known]):
+    """What was found out a moment ago; the oldest is forgotten first."""
 
     def __init__(self) -> None:
-        self._until: OrderedDict[str | bytes, float] = OrderedDict()
+        self._kept: OrderedDict[str | bytes, tuple[float, Known]] = OrderedDict()
 
-    def fresh(self, name: str | bytes) -> bool:
-        return self._until.get(name, 0.0) > trio.current_time()
+    def get(self, name: str | bytes) -> Known | None:
+        until, known = self._kept.get(name, (0.0, None))
+        return known if until > trio.current_time() else None
 
-    def add(self, names: Iterable[str | bytes]) -> None:
-        until = trio.current_time() + NEGATIVE
-        for one in names:
-            self._until.pop(one, None)
-            self._until[one] = until
-        while len(self._until) > NEGATIVE_MAX:
-            self._until.popitem(last=False)
+    def put(self, name: str | bytes, known: Known) -> None:
+        self._kept.pop(name, None)
+        self._kept[name] = (trio.current_time() + RECENT, known)
+        while len(self._kept) > RECENT_MAX:
+            self._kept.popitem(last=False)
 
     def drop(self, names: Iterable[str | bytes]) -> None:
         for one in names:
-            self._until.pop(one, None)
+            self._kept.pop(one, None)
+
+
+class _Misses(_Recent[bool]):
+    """Names looked up in vain."""
+
+    def fresh(self, name: str | bytes) -> bool:
+        return bool(self.get(name))
+
+    def add(self, names: Iterable[str | bytes]) -> None:
+        for one in names:
+            self.put(one, True)
 
 
 class WorkerFederation:
@@ -94,6 +112,7 @@ class WorkerFederation:
         self._discovery = discovery
         self._topics = Topics(store, following, clients, discovery)
         self._misses = _Misses()
+        self._unrecorded: _Recent[str] = _Recent()
         self._wanted: set[str] = set()
         self._find = Rounds(self._find_wanted)
         self._groups: dict[str, Rounds[dict[str, FoundGroup]]] = {}
@@ -182,30 +201,38 @@ class WorkerFederation:
 
     # -- groups and transactional ids -----------------------------------------------------------------------------
 
-    async def group_home(self, group: str) -> str:
-        """The home of a group: as recorded, else where the group is, else by the rules; recorded at first use."""
+    async def group_home(self, group: str, recorded: Recorded = _always) -> str:
+        """The home of a group: as recorded, else where the group is, else by the rules.
+
+        It is recorded at first use: `recorded(home)` tells whether this is one. What is not recorded is decided again
+        the next time, but not within a second.
+        """
         known = self._following.view.groups.get(group)
         if known is not None:
             return known.cluster
+        if (home := await self._recently(GROUP_HOMES + group, recorded)) is not None:
+            return home
         found = await self._ask(self._groups, list_groups)
         view = self._following.view
         here = {cluster: groups[group] for cluster, groups in found.items() if group in groups}
         active = {name for name, one in view.clusters.items() if one.record.state == "active"}
         wanted = homes.decide_group(group, here, self._placement(), _indexes(view), active - found.keys())
         self._must_be_reachable(wanted.cluster)
-        return (await self._record(GROUP_HOMES + group, lambda now: now or wanted)).cluster
+        return await self._first_use(GROUP_HOMES + group, wanted, recorded)
 
-    async def transaction_home(self, transactional_id: str) -> str:
-        """The home of a transactional id; one that no cluster knows is placed by the rules, and not yet fixed."""
+    async def transaction_home(self, transactional_id: str, recorded: Recorded = _always) -> str:
+        """The home of a transactional id, as for a group; one that no cluster knows is not yet fixed."""
         known = self._following.view.transactions.get(transactional_id)
         if known is not None:
             return known.cluster
+        if (home := await self._recently(TRANSACTION_HOMES + transactional_id, recorded)) is not None:
+            return home
         found = await self._ask(self._transactions, list_transactions)
         view = self._following.view
         here = {cluster: ids[transactional_id] for cluster, ids in found.items() if transactional_id in ids}
         wanted = homes.decide_transaction(transactional_id, here, self._placement(), _indexes(view))
         self._must_be_reachable(wanted.cluster)
-        return (await self._record(TRANSACTION_HOMES + transactional_id, lambda now: now or wanted)).cluster
+        return await self._first_use(TRANSACTION_HOMES + transactional_id, wanted, recorded)
 
     async def transaction_writes(self, transactional_id: str, cluster: str) -> str:
         """The id names a topic of `cluster`: its home is fixed there if it was not fixed. Returns the home."""
@@ -345,6 +372,17 @@ class WorkerFederation:
         if client is None:
             return True
         return group in await list_groups(client)
+
+    async def _recently(self, key: str, recorded: Recorded) -> str | None:
+        """A home that was decided a moment ago and is not to be recorded now either."""
+        home = self._unrecorded.get(key)
+        return None if home is None or await recorded(home) else home
+
+    async def _first_use(self, key: str, wanted: HomeRecord, recorded: Recorded) -> str:
+        if not await recorded(wanted.cluster):
+            self._unrecorded.put(key, wanted.cluster)
+            return wanted.cluster
+        return (await self._record(key, lambda now: now or wanted)).cluster
 
     async def _record(self, key: str, decide: Callable[[HomeRecord | None], HomeRecord]) -> HomeRecord:
         settled = await settle(self._store, key, HomeRecord, decide)

@@ -15,14 +15,17 @@ from metadata_service.carrying import Carrying
 from metadata_service.failures import Undecided
 from metadata_service.member import Member
 from metadata_service.models import GROUP_HOMES, TRANSACTION_HOMES, HomeRecord
-from metadata_service.records import put_new, settle
-from metadata_service.store.contract import Unchanged
+from metadata_service.records import decode, put_new, settle
+from metadata_service.store.contract import Condition, Delete, Operation, Unchanged
 from runtime import logging
 
 log = logging.get(__name__)
 
 FORGET_AFTER = 24 * 3600.0  # seconds a home is kept for a group its cluster does not know
-CHANGES_AT_ONCE = 200  # conflicts and forgotten homes written in one round
+FORGET_EARLY = 120.0  # ... where there are more than ABSENT_MAX of them: anybody who may use groups can name many
+ABSENT_MAX = 10_000
+CHANGES_AT_ONCE = 200  # conflicts written in one round
+FORGOTTEN_AT_ONCE, FORGOTTEN_IN_ONE = 2_000, 32  # homes in a round, and in a commit
 
 Found = TypeVar("Found")
 
@@ -88,11 +91,25 @@ class Homekeeping:
         absent = {prefix + one for one in homes.gone(list(known.values()), listed)}
         for key in [key for key in self._absent_since if key.startswith(prefix) and key not in absent]:
             del self._absent_since[key]
-        for key in absent:
-            since = self._absent_since.setdefault(key, now)
-            if now - since >= self._forget_after and left:
-                left -= 1
-                await self._change(key, known[key.removeprefix(prefix)], None)
+        for key in sorted(absent):
+            self._absent_since.setdefault(key, now)
+        due = homes.forgettable(
+            {key: now - self._absent_since[key] for key in absent}, self._forget_after, FORGET_EARLY, ABSENT_MAX
+        )
+        await self._forget(prefix, known, due)
+
+    async def _forget(self, prefix: str, known: Mapping[str, HomeRecord], keys: list[str]) -> None:
+        """Forgets homes, as many as fit at once; those that somebody has changed meanwhile are left alone."""
+        for start in range(0, min(len(keys), FORGOTTEN_AT_ONCE), FORGOTTEN_IN_ONE):
+            conditions: list[Condition] = [self._guard]
+            operations: list[Operation] = []
+            for key in keys[start : start + FORGOTTEN_IN_ONE]:
+                stored = await self._member.store.get(key)
+                if stored is not None and decode(HomeRecord, stored.value) == known[key.removeprefix(prefix)]:
+                    conditions.append(Unchanged(key, stored.mod_revision))
+                    operations.append(Delete(key))
+            if operations:
+                await self._member.store.commit(conditions, operations)
 
     async def _change(self, key: str, seen: HomeRecord, wanted: HomeRecord | None) -> None:
         """Replaces what was seen; leaves alone what somebody has changed meanwhile."""

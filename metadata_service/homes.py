@@ -112,3 +112,10 @@ def by_name(clusters: Mapping[str, Mapping[str, Found]], known: Collection[str] 
 def gone(homes: Sequence[HomeRecord], listed: Mapping[str, Collection[str]]) -> list[str]:
     """Names whose home, having answered, does not know them (any longer). `listed`: cluster -> names it knows."""
     return [one.name for one in homes if one.cluster in listed and one.name not in listed[one.cluster]]
+
+
+def forgettable(absent: Mapping[str, float], after: float, early: float, most: int) -> list[str]:
+    """Which homes of names their cluster does not know are forgotten, the longest absent first. `absent`: seconds since
+    a name was first missed. Above `most` of them, those above it are forgotten `early`."""
+    oldest = sorted(absent, key=lambda name: (-absent[name], name))
+    return [name for rank, name in enumerate(oldest) if absent[name] >= (early if rank < len(absent) - most else after)]

@@ -21,6 +21,7 @@ from proxy.apis.contract import Call, ClusterAway, Handler, Refused
 from proxy.apis.homes import group_home
 from proxy.apis.mapping import active_clusters, ask, ask_clusters, clean_text, default_cluster, failure
 from proxy.apis.metadata import find, valid_name
+from proxy.apis.permissions import ALTER_CONFIGS
 
 DESCRIBE, ALTER, INCREMENTAL, LIST = 32, 33, 44, 74
 TOPIC, BROKER, BROKER_LOGGER, CLIENT_METRICS, GROUP = 2, 4, 8, 16, 32
@@ -56,7 +57,7 @@ async def _where(call: Call, view: View, resource: Message, *, altering: bool) -
         cluster, broker = _broker(view, name)
         return [(cluster.name, broker, str(broker))]
     if kind == GROUP:
-        return [(await group_home(call, name), None, name)]
+        return [(await group_home(call, name, ALTER_CONFIGS if altering else None), None, name)]
     if kind in (BROKER, CLIENT_METRICS):
         return [(one, None, name) for one in (active_clusters(view) if altering else [default_cluster(view)])]
     raise Refused(ERROR.INVALID_REQUEST, f"resources of type {kind} are not known here")

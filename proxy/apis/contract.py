@@ -66,11 +66,12 @@ class Federation(Protocol):
     async def expand_stubs(self, counts: Mapping[str, int]) -> None:
         """Expand the stubs of topics to these counts: to be awaited before the topics themselves are expanded."""
 
-    async def group_home(self, group: str) -> str:
-        """The home of a group: recorded, else where its commits are, else by the rules; recorded at first use."""
+    async def group_home(self, group: str, recorded: Callable[[str], Awaitable[bool]]) -> str:
+        """The home of a group: recorded, else where its commits are, else by the rules. `recorded(home)` tells
+        whether a home that was just decided is to be recorded: it is being used, and not only asked for."""
 
-    async def transaction_home(self, transactional_id: str) -> str:
-        """The home of a transactional id; recorded at first use, not fixed until it has named a topic."""
+    async def transaction_home(self, transactional_id: str, recorded: Callable[[str], Awaitable[bool]]) -> str:
+        """The same for a transactional id; it is not fixed until it has named a topic."""
 
     async def transaction_writes(self, transactional_id: str, cluster: str) -> str:
         """It names a topic of `cluster`: fixes the home there if it was not fixed yet. Returns the home."""

@@ -18,6 +18,7 @@ from proxy.apis.contract import Call, Handler
 from proxy.apis.homes import group_home, require_group, stubs
 from proxy.apis.mapping import forward, to_physical_ids
 from proxy.apis.metadata import find
+from proxy.apis.permissions import READ
 from proxy.apis.refusals import refusal
 
 COMMIT, FETCH, DELETE = 8, 9, 47
@@ -51,7 +52,7 @@ def in_order(asked: Iterable[Message], field: str, *found: Iterable[Message]) ->
 
 
 async def offset_commit(call: Call, version: int, request: Message) -> Message:
-    await require_group(call, request["group_id"])
+    await require_group(call, request["group_id"], READ)
     by_id = version >= IDS_FROM
     view, known, unknown = await prepared(call, request["topics"], by_id)
     if not unknown:

@@ -20,6 +20,7 @@ from proxy.apis.carried import delete_group, sources
 from proxy.apis.contract import Call, Handler
 from proxy.apis.homes import require_group, split_by_home, stubs
 from proxy.apis.mapping import forward, to_physical_ids
+from proxy.apis.permissions import READ
 
 JOIN, HEARTBEAT, LEAVE, SYNC = 11, 12, 13, 14
 DESCRIBE, LIST, DELETE = 15, 16, 42
@@ -46,7 +47,7 @@ def subscribed_topics(protocols: Iterable[Message]) -> list[str]:
 
 
 async def join_group(call: Call, version: int, request: Message) -> Message:
-    await require_group(call, request["group_id"])
+    await require_group(call, request["group_id"], READ)
     view = call.view
     if request["protocol_type"] == "consumer":
         view = await stubs(call, subscribed_topics(request["protocols"]))
@@ -92,7 +93,7 @@ async def delete_groups(call: Call, version: int, request: Message) -> Message:
 
 async def consumer_heartbeat(call: Call, version: int, request: Message) -> Message:
     group = request["group_id"]
-    await require_group(call, group)
+    await require_group(call, group, READ)
     subscription = await subscriptions.follow(call, version, request)
     view = await stubs(call, subscription.names) if subscription.names else call.view
     asked = to_physical_ids(view, call.cluster, CONSUMER_HEARTBEAT, version, subscription.request)

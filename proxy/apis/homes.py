@@ -18,12 +18,31 @@ from metadata_service.view import View
 from proxy.apis.contract import Call, Handler, Refused
 from proxy.apis.mapping import clean_text, forward
 from proxy.apis.metadata import find, valid_name
-from proxy.apis.permissions import DESCRIBE, GROUP, TRANSACTIONAL_ID, may_be_somewhere, permitted_topics
+from proxy.apis.permissions import (
+    DESCRIBE,
+    GROUP,
+    TRANSACTIONAL_ID,
+    WRITE,
+    may_be_somewhere,
+    permitted,
+    permitted_topics,
+)
 from proxy.apis.refusals import refusal
 
 
-async def group_home(call: Call, group: str) -> str:
-    """The home of a group: from the view, else decided now. Raises DecisionFailed, StoreError.
+def _first_use(call: Call, resource: int, name: str, operation: int | None) -> Callable[[str], Awaitable[bool]]:
+    """Whether a home is recorded: somebody does something with the name (`operation`) that its home would allow. Who
+    only asks leaves no trace, as on a broker."""
+
+    async def recorded(home: str) -> bool:
+        return operation is not None and bool(await permitted(call, home, operation, resource, [name]))
+
+    return recorded
+
+
+async def group_home(call: Call, group: str, uses: int | None = None) -> str:
+    """The home of a group: from the view, else decided now, and recorded where the group is used (`uses`: the
+    operation, READ for a member). Raises DecisionFailed, StoreError.
 
     For whom no cluster would describe it nothing is decided: the broker that was asked refuses.
     """
@@ -32,28 +51,29 @@ async def group_home(call: Call, group: str) -> str:
         return known.cluster
     if not await may_be_somewhere(call, GROUP, group):
         return call.cluster
-    return await call.federation.group_home(group)
+    return await call.federation.group_home(group, _first_use(call, GROUP, group, uses))
 
 
-async def transaction_home(call: Call, transactional_id: str) -> str:
+async def transaction_home(call: Call, transactional_id: str, uses: int | None = None) -> str:
     """The same for a transactional id."""
     known = call.view.transactions.get(transactional_id)
     if known is not None:
         return known.cluster
     if not await may_be_somewhere(call, TRANSACTIONAL_ID, transactional_id):
         return call.cluster
-    return await call.federation.transaction_home(transactional_id)
+    recorded = _first_use(call, TRANSACTIONAL_ID, transactional_id, uses)
+    return await call.federation.transaction_home(transactional_id, recorded)
 
 
-async def require_group(call: Call, group: str) -> None:
+async def require_group(call: Call, group: str, uses: int | None = None) -> None:
     """Raises Refused with NOT_COORDINATOR where the group is at home on another cluster."""
-    if await group_home(call, group) != call.cluster:
+    if await group_home(call, group, uses) != call.cluster:
         raise Refused(ERROR.NOT_COORDINATOR, f"group {group!r} is at home on another broker; look its coordinator up")
 
 
 async def require_transaction(call: Call, transactional_id: str) -> None:
     """Raises Refused with NOT_COORDINATOR where the id is at home on another cluster."""
-    if await transaction_home(call, transactional_id) != call.cluster:
+    if await transaction_home(call, transactional_id, WRITE) != call.cluster:
         text = f"transactional id {transactional_id!r} is at home on another broker; look its coordinator up"
         raise Refused(ERROR.NOT_COORDINATOR, text)
 

@@ -19,6 +19,7 @@ from proxy.apis.contract import Call, Handler, Refused
 from proxy.apis.homes import require_group, split_by_home, stubs, without_stub
 from proxy.apis.mapping import forward, to_physical_ids
 from proxy.apis.metadata import find
+from proxy.apis.permissions import READ
 from proxy.apis.refusals import refusal
 
 SHARE_HEARTBEAT, SHARE_DESCRIBE = 76, 77
@@ -43,7 +44,7 @@ def _advice(group: str, topic: str) -> str:
 
 async def share_heartbeat(call: Call, version: int, request: Message) -> Message:
     group = request["group_id"]
-    await require_group(call, group)
+    await require_group(call, group, READ)
     names = request.get("subscribed_topic_names") or []
     view = await find(call, names)
     for name in names:
@@ -54,7 +55,7 @@ async def share_heartbeat(call: Call, version: int, request: Message) -> Message
 
 async def alter_offsets(call: Call, version: int, request: Message) -> Message:
     group = request["group_id"]
-    await require_group(call, group)
+    await require_group(call, group, READ)
     names = [one["topic_name"] for one in request["topics"]]
     view = await find(call, names)
     away = [one for one in request["topics"] if _elsewhere(view, call.cluster, one["topic_name"])]
@@ -76,7 +77,7 @@ async def delete_offsets(call: Call, version: int, request: Message) -> Message:
 
 async def streams_heartbeat(call: Call, version: int, request: Message) -> Message:
     group = request["group_id"]
-    await require_group(call, group)
+    await require_group(call, group, READ)
     topology = request.get("topology")
     if topology is not None:
         # Said when a member joins; a source topic may come into being later, on another cluster.

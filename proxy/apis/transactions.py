@@ -26,6 +26,7 @@ from proxy.apis.group_state import in_order, prepared
 from proxy.apis.homes import group_home, require_group, require_transaction, split_by_home, transaction_home
 from proxy.apis.mapping import forward
 from proxy.apis.metadata import find
+from proxy.apis.permissions import GROUP, READ, permitted
 from proxy.apis.refusals import refusal
 
 INIT, ADD_PARTITIONS, ADD_OFFSETS, END = 22, 24, 25, 26
@@ -143,6 +144,8 @@ async def add_partitions(call: Call, version: int, request: Message) -> Message:
 async def add_offsets(call: Call, version: int, request: Message) -> Message:
     transactional_id, group = request["transactional_id"], request["group_id"]
     await require_transaction(call, transactional_id)
+    if not await permitted(call, call.cluster, READ, GROUP, [group]):
+        return {"error_code": ERROR.GROUP_AUTHORIZATION_FAILED}
     if await call.federation.tie_transaction_to_group(transactional_id, group) != call.cluster:
         # The id has written nothing yet and goes where the group is; see add_partitions.
         note_refused(transactional_id)
@@ -169,7 +172,7 @@ async def end_txn(call: Call, version: int, request: Message) -> Message:
 
 
 async def commit_offsets(call: Call, version: int, request: Message) -> Message:
-    await require_group(call, request["group_id"])
+    await require_group(call, request["group_id"], READ)
     view, known, unknown = await prepared(call, request["topics"], by_id=False)
     if not unknown:
         return await forward(call, view, COMMIT_OFFSETS, request)

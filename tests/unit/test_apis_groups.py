@@ -401,3 +401,53 @@ async def test_transactions_are_listed_once_from_their_home() -> None:
     call.script("east", 66, {"transaction_states": states})
     response = await handle(call, 66, 1, {})
     assert [one["transactional_id"] for one in response["transaction_states"]] == ["a"]
+
+
+USES: list[tuple[int, int, Message]] = [
+    (11, 9, join("orders")),
+    (68, 1, {"group_id": "g", "member_id": "m", "member_epoch": 0}),
+    (8, 9, {"group_id": "g", "topics": []}),
+    (28, 3, {"group_id": "g", "transactional_id": "t", "topics": []}),
+    (76, 1, {"group_id": "g", "member_id": "m", "member_epoch": 0}),
+    (88, 0, {"group_id": "g", "member_id": "m", "member_epoch": 0}),
+    (22, 4, {"transactional_id": "t"}),
+]
+ASKS: list[tuple[int, int, Message]] = [
+    (10, 4, {"key_type": 0, "coordinator_keys": ["g", "h"]}),
+    (10, 4, {"key_type": 1, "coordinator_keys": ["t"]}),
+    (9, 9, {"groups": [{"group_id": "g", "topics": None}]}),
+    (15, 5, {"groups": ["g"]}),
+    (42, 2, {"groups_names": ["g"]}),
+    (47, 0, {"group_id": "g"}),
+    (65, 0, {"transactional_ids": ["t"]}),
+    (69, 0, {"group_ids": ["g"]}),
+]
+
+
+def _answering(key: int) -> FakeCall:
+    call = FakeCall(two_clusters())
+    call.script("east", key, {})
+    return call
+
+
+def _recorded(call: FakeCall) -> list[object]:
+    return [name for what, name in call.federation.told if what.endswith("at home")]
+
+
+@pytest.mark.parametrize(("key", "version", "request_"), USES)
+async def test_a_home_is_recorded_for_who_may_use_it(key: int, version: int, request_: Message) -> None:
+    call = _answering(key)
+    await handle(call, key, version, request_)
+    assert _recorded(call) == [("t" if key == 22 else "g", "east")]
+    refused = _answering(key)
+    refused.hidden = {"g", "t"}
+    await handle(refused, key, version, request_)
+    assert _recorded(refused) == []
+    assert refused.asked  # its broker says no
+
+
+@pytest.mark.parametrize(("key", "version", "request_"), ASKS)
+async def test_who_only_asks_leaves_no_home_behind(key: int, version: int, request_: Message) -> None:
+    call = _answering(key)
+    await handle(call, key, version, request_)
+    assert _recorded(call) == []

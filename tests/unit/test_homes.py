@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from metadata_service.asking import FoundGroup, FoundTransaction
-from metadata_service.homes import by_name, decide_group, decide_transaction, fix_transaction, gone, review
+from metadata_service.homes import (
+    by_name,
+    decide_group,
+    decide_transaction,
+    fix_transaction,
+    forgettable,
+    gone,
+    review,
+)
 from metadata_service.models import HomeRecord
 from runtime.settings import Rule
 from tests.fixtures.records import placement
@@ -88,3 +96,11 @@ def test_lists_are_turned_round() -> None:
     assert by_name({"east": {"g": EMPTY}, "west": {"g": LIVE, "known": LIVE}}, {"known"}) == {
         "g": {"east": EMPTY, "west": LIVE}
     }
+
+
+def test_homes_of_names_nobody_knows_are_forgotten_in_time_and_sooner_where_there_are_many() -> None:
+    absent = {"old": 90.0, "a": 50.0, "b": 40.0, "new": 1.0}
+    assert forgettable(absent, 80.0, 10.0, 100) == ["old"]
+    assert forgettable(absent, 80.0, 10.0, 2) == ["old", "a"]
+    assert forgettable(absent, 80.0, 10.0, 0) == ["old", "a", "b"]
+    assert forgettable({}, 80.0, 10.0, 0) == []
