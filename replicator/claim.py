@@ -23,7 +23,7 @@ from kafka_wire.records import decode_records, fields_of, values_batch
 from replicator import journal
 from replicator.core import Found, Identity
 from replicator.journal import Contents
-from replicator.topics import EARLIEST, LATEST, TopicInfo, describe, offsets, read
+from replicator.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
 from replicator.wire import ACKS_ALL, PRODUCE
 
 CREATE_TOPICS, INIT_PRODUCER_ID, ADD_PARTITIONS, END_TXN = 19, 22, 24, 26
@@ -99,8 +99,9 @@ async def _feed(
     position = (await offsets(target, journal.TOPIC, [partition], EARLIEST))[partition]
     if 0 <= end <= position:
         return
-    deadline = trio.current_time() + SCAN_SECONDS
-    async for _, part in read(target, journal.TOPIC, partition, position, deadline=deadline):
+    reader = LogReader(target, journal.TOPIC, partition, position, seconds=SCAN_SECONDS)
+    while True:
+        part = await reader.next()
         for one in walk(part):
             position = one.next_offset
             if one.control:
@@ -216,8 +217,9 @@ async def read_journal(target: ClusterClient, partition: int, identity: Identity
 async def scan(target: ClusterClient, topic: str, partition: int, start: int, identity: Identity) -> Tail:
     """The batch headers of a target partition from `start` on, up to our fence. Raises Refused."""
     tail = Tail(start)
-    deadline = trio.current_time() + SCAN_SECONDS
-    async for _, part in read(target, topic, partition, start, deadline=deadline):
+    reader = LogReader(target, topic, partition, start, seconds=SCAN_SECONDS)
+    while True:
+        part = await reader.next()
         for one in walk(part):
             if one.next_offset <= start:
                 continue
@@ -230,7 +232,6 @@ async def scan(target: ClusterClient, topic: str, partition: int, start: int, id
                 continue
             found = Found(one.base_offset, one.producer_id, one.producer_epoch, one.base_sequence, one.records)
             tail.batches.append(found)
-    raise AssertionError("unreachable")
 
 
 async def ends(target: ClusterClient, topic: str, partitions: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:

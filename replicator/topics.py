@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -11,7 +11,7 @@ from kafka_client import BrokerUnavailable, ClusterClient, Refused
 from kafka_client.cluster import backoff
 from kafka_wire.batches import walk, whole
 from kafka_wire.errors import ERROR
-from replicator.wire import FETCH, Fetched, Topic, fetched
+from replicator.wire import FETCH, Fetched, Place, Topic, fetched
 
 LIST_OFFSETS, OFFSET_FOR_LEADER_EPOCH, DELETE_RECORDS = 2, 23, 21
 LATEST, EARLIEST = -1, -2
@@ -101,44 +101,63 @@ async def offsets(
     return out
 
 
-async def read(
-    client: ClusterClient, topic: str, partition: int, offset: int, *, wait_ms: int = 100, deadline: float
-) -> AsyncIterator[tuple[Fetched, memoryview]]:
-    """The log from `offset` on, aborted and control batches included, as (answer, whole batches); goes on at its end.
+class LogReader:
+    """Reads one log from an offset on: whole batches, aborted and control batches included, only what is replicated."""
 
-    Only what is replicated is read (up to the high watermark). `deadline` is in `trio.current_time()` seconds.
+    def __init__(self, client: ClusterClient, topic: str, partition: int, offset: int, *, seconds: float) -> None:
+        """`seconds` is the time for all of it."""
+        self.offset = offset
+        self._client = client
+        self._topic = topic
+        self._partition = partition
+        self._deadline = trio.current_time() + seconds
+        self._info: TopicInfo | None = None
+        self._failures = 0
 
-    Raises:
-        Refused: the leader refused for good, or until the deadline.
-    """
-    failures = 0
-    while True:
-        code = int(ERROR.LEADER_NOT_AVAILABLE)
-        answer: Fetched | None = None
-        found = (await describe(client, [topic])).get(topic)
-        info = found.partitions.get(partition) if found is not None else None
-        while found is not None and info is not None and info.leader >= 0:
-            try:
-                answer = await _once(client, info.leader, found.topic, partition, offset, wait_ms)
-            except BrokerUnavailable:
-                break
-            code = answer.error
-            if code:
-                break
-            failures = 0
-            part = whole(answer.records)
-            for one in walk(part):
-                offset = max(offset, one.next_offset)
-            yield answer, part
-            if trio.current_time() > deadline:
-                raise Refused(f"{client.name}: reading {topic}-{partition} takes too long", ERROR.REQUEST_TIMED_OUT)
-        if (code and code not in RETRIABLE) or trio.current_time() > deadline:
-            raise Refused(f"{client.name}: reading {topic}-{partition} at {offset}", code)
-        failures += 1
-        await trio.sleep(backoff(failures))
+    async def next(self, wait_ms: int = 100) -> memoryview:
+        """The next batches; none where the log ends and nothing came in time. Follows moving leaders.
+
+        Raises:
+            Refused: the leader refused for good, or the time is over.
+        """
+        while True:
+            code = int(ERROR.LEADER_NOT_AVAILABLE)
+            if self._info is None:
+                self._info = (await describe(self._client, [self._topic])).get(self._topic)
+            info = self._info.partitions.get(self._partition) if self._info is not None else None
+            if self._info is not None and info is not None and info.leader >= 0:
+                place = (self._info.topic, self._partition)
+                try:
+                    answer = await _once(self._client, info.leader, place, self.offset, wait_ms)
+                except BrokerUnavailable:
+                    pass
+                else:
+                    code = answer.error
+                    if not code:
+                        self._failures = 0
+                        return self._take(answer)
+            where = f"{self._client.name}: reading {self._topic}-{self._partition} at {self.offset}"
+            if code not in RETRIABLE:
+                raise Refused(where, code)
+            if trio.current_time() > self._deadline:
+                raise Refused(where, ERROR.REQUEST_TIMED_OUT)
+            self._info = None
+            self._failures += 1
+            await trio.sleep(backoff(self._failures))
+
+    def _take(self, answer: Fetched) -> memoryview:
+        part = whole(answer.records)
+        before = self.offset
+        for one in walk(part):
+            self.offset = max(self.offset, one.next_offset)
+        if self.offset == before and trio.current_time() > self._deadline:
+            where = f"{self._client.name}: {self._topic}-{self._partition} ends at {self.offset}"
+            raise Refused(where, ERROR.REQUEST_TIMED_OUT)
+        return part
 
 
-async def _once(client: ClusterClient, leader: int, topic: Topic, partition: int, offset: int, wait_ms: int) -> Fetched:
+async def _once(client: ClusterClient, leader: int, place: Place, offset: int, wait_ms: int) -> Fetched:
+    topic, partition = place
     asked = {"partition": partition, "fetch_offset": offset, "partition_max_bytes": READ_BYTES}
     message = {
         "max_wait_ms": wait_ms,

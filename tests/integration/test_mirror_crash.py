@@ -1,0 +1,80 @@
+"""A mirror that is killed again and again under load, judged by every single record."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+
+from kafka_client import ClusterClient
+from replicator.topics import LATEST, offsets
+from tests.fixtures.mirrors import Held, Load, create, log_of, mirror_process, stored_table
+from tests.fixtures.names import Names
+from tools.local_cluster import Cluster
+
+PARTITIONS = 3
+
+
+async def killed(
+    source: Cluster, target: Cluster, topic: str, kills: int, broken: str = ""
+) -> list[tuple[list[Held], list[Held]]]:
+    """Load on the source while mirrors are killed; then what both sides hold, by partition."""
+    for cluster in (source, target):
+        await trio.to_thread.run_sync(create, cluster, topic, PARTITIONS)
+    chance = random.Random(topic)
+    topics = {topic: PARTITIONS}
+    load = Load(source, topic, PARTITIONS)
+    running = load.running()
+    await trio.to_thread.run_sync(running.__enter__)
+    try:
+        for number in range(kills):
+            async with mirror_process(source, target, topics, broken=broken) as mirror:
+                if number % 4 != 3:  # else: somewhere in the take-over
+                    await mirror.until_copying()
+                    await trio.sleep(chance.uniform(0.0, 0.8))
+                else:
+                    await trio.sleep(chance.uniform(0.5, 2.0))
+    finally:
+        await trio.to_thread.run_sync(running.__exit__, None, None, None)
+    async with (
+        ClusterClient(source.name, source.addresses()) as there,
+        ClusterClient(target.name, target.addresses()) as here,
+    ):
+        ends = await offsets(there, topic, range(PARTITIONS), LATEST)
+        async with mirror_process(source, target, topics, broken=broken) as mirror:
+            with trio.fail_after(60):
+                await mirror.until_caught_up({(topic, number): end for number, end in ends.items()})
+                await trio.sleep(1.5)  # its checkpoint is written once a second
+        out = []
+        for number in range(PARTITIONS):
+            out.append((await log_of(there, topic, number), await log_of(here, topic, number)))
+            if not broken:
+                table = await stored_table(here, topic, number)
+                for one, other in zip(*out[-1], strict=True):
+                    assert table.physical(one.offset) == other.offset
+                    assert table.logical(other.offset) == one.offset
+        return out
+
+
+@pytest.mark.timeout(400)
+async def test_kills_neither_lose_nor_double(east: Cluster, west: Cluster, names: Names) -> None:
+    copies = await killed(east, west, names.topic("crash"), 10)
+    assert sum(len(there) for there, _ in copies) > 1000
+    assert {one.codec for there, _ in copies for one in there} == {0, 1, 2, 3, 4}
+    for there, here in copies:
+        assert [one.content for one in there] == [one.content for one in here]
+        assert not any(dict(one.headers)["id"].startswith(b"aborted") for one in here)  # type: ignore[union-attr]
+
+
+@pytest.mark.timeout(400)
+async def test_a_mirror_that_does_not_look_what_arrived_is_caught(east: Cluster, west: Cluster, names: Names) -> None:
+    copies = await killed(east, west, names.topic("broken"), 6, "scan")
+    assert any([one.content for one in there] != [one.content for one in here] for there, here in copies)
+
+
+@pytest.mark.soak
+async def test_two_hundred_kills(east: Cluster, west: Cluster, names: Names) -> None:
+    copies = await killed(east, west, names.topic("soak"), 200)
+    for there, here in copies:
+        assert [one.content for one in there] == [one.content for one in here]
