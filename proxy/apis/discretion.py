@@ -7,10 +7,9 @@ positions for topics of other clusters by its own rules, so the rules of those c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
 
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR, error_text
@@ -35,6 +34,7 @@ from proxy.apis.permissions import (
     permitted_topics,
 )
 from proxy.apis.refusals import refusal
+from proxy.identity.answers import topic_names
 
 PRODUCE, FETCH, OFFSET_COMMIT, OFFSET_FETCH, ADD_PARTITIONS, ADD_OFFSETS, TXN_COMMIT = 0, 1, 8, 9, 24, 25, 28
 OFFSET_DELETE, SCRAM_USERS = 47, 50
@@ -187,23 +187,11 @@ async def _fetched(call: Call, request: Message, answer: Message) -> None:
                     part["error_code"] = TOPIC_DENIED
 
 
-def _topic_names(value: Any) -> Iterator[str]:
-    if isinstance(value, list):
-        for one in value:
-            yield from _topic_names(one)
-    elif isinstance(value, dict):
-        for field, inner in value.items():
-            if field == "topic_name":
-                yield inner
-            elif isinstance(inner, (dict, list)):
-                yield from _topic_names(inner)
-
-
 async def _described(call: Call, answer: Message) -> None:
     """As a broker: a group that names a topic one may not describe is not described."""
     view = call.latest()
     for group in answer["groups"]:
-        if not group["error_code"] and await _denied_elsewhere(call, view, DESCRIBE, _topic_names(group)):
+        if not group["error_code"] and await _denied_elsewhere(call, view, DESCRIBE, topic_names(group)):
             _deny(group, TOPIC_DENIED)
             group |= {"members": [], "authorized_operations": NO_OPERATIONS}
             if "topology" in group:

@@ -82,11 +82,11 @@ _NAME_LISTS = ("source_topics", "repartition_sink_topics")
 _INFO_LISTS = ("state_changelog_topics", "repartition_source_topics")
 
 
-def _topic_names(value: Any) -> Iterator[str]:
+def topic_names(value: Any) -> Iterator[str]:
     """Every topic a described group names: in assignments, and in a streams topology."""
     if isinstance(value, list):
         for one in value:
-            yield from _topic_names(one)
+            yield from topic_names(one)
     elif isinstance(value, dict):
         for field, inner in value.items():
             if field == "topic_name":
@@ -96,12 +96,12 @@ def _topic_names(value: Any) -> Iterator[str]:
             elif field in _INFO_LISTS:
                 yield from (one["name"] for one in inner)
             elif isinstance(inner, (dict, list)):
-                yield from _topic_names(inner)
+                yield from topic_names(inner)
 
 
 def _described_groups(view: View, request: Message, answer: Message) -> None:
     for one in answer["groups"]:
-        if all(view.may_describe(Resource.TOPIC, name) for name in _topic_names(one)):
+        if all(view.may_describe(Resource.TOPIC, name) for name in topic_names(one)):
             view.own_operations(one, "authorized_operations", Resource.GROUP, one["group_id"])
             continue
         one |= {

@@ -124,3 +124,15 @@ async def test_reasons_name_no_broker(missing: str) -> None:
         response = await handle(call, OFFSET_COMMIT, 8, request)
     assert "10.20.30.40" not in str(response)
     assert "east-host-1" not in str(response)
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+async def test_a_streams_group_is_not_described_to_who_may_not_see_a_source_topic_elsewhere(hidden: bool) -> None:
+    call = FakeCall(two_clusters())
+    topology = {"epoch": 1, "subtopologies": [{"subtopology_id": "0", "source_topics": ["bills"]}]}
+    group = {"error_code": 0, "group_id": "s", "group_state": "Stable", "topology": topology, "members": []}
+    call.script("east", 89, {"groups": [group]})
+    call.hidden = {"bills"} if hidden else set()
+    (found,) = (await handle(call, 89, 0, {"group_ids": ["s"]}))["groups"]
+    assert found["error_code"] == (ERROR.TOPIC_AUTHORIZATION_FAILED if hidden else 0)
+    assert (found["topology"] is None) is hidden
