@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -54,7 +55,12 @@ async def test_librdkafka(sides: Sides) -> None:
         def configs(found: dict[str, ConfigEntry]) -> dict[str, str | None]:
             return {name: each.value for name, each in found.items() if name.startswith(("flush", "retention"))}
 
-        say("describe", list(_each(lambda: admin.describe_configs([of_topic]), configs).values()))
+        deadline = time.monotonic() + BOUND
+        while True:  # brokers learn of it a little later
+            (found,) = _each(lambda: admin.describe_configs([of_topic]), configs).values()
+            if found["flush.ms"] == "7" or time.monotonic() > deadline:
+                break
+        say("describe", found)
         produce(side.librdkafka, [{"topic": topic, "partition": 0, "value": b"x"} for _ in range(5)])
         wanted = {
             TopicPartition(topic, 0): OffsetSpec.latest(),  # type: ignore[no-untyped-call]

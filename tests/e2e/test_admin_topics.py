@@ -83,7 +83,12 @@ async def test_topic_configuration(sides: Sides, jvm: Jvm) -> None:
             await alter(
                 "known and unknown", ["topic", orders, "flush.messages", "5"], ["topic", side(MISSING), "flush.ms", "1"]
             )
-            await describe("changed", ["topic", orders])
+
+            async def changed() -> dict[str, Any]:
+                (found,) = (await admin.call("describe_configs", resources=[["topic", orders]])).values()
+                return dict(found)
+
+            say("changed", await until(changed, lambda found: found["flush.messages"]["value"] == "5"))
             await describe("unknown", ["topic", side(MISSING)])
             await describe("wrong name", ["topic", "a b"])
             await describe("known and unknown", ["topic", orders], ["topic", side(MISSING)])

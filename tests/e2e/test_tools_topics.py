@@ -55,6 +55,8 @@ async def test_configs(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
 
         change, gone = "retention.ms=60000,cleanup.policy=[compact,delete]", "retention.ms,cleanup.policy"
         await say("set", "topics", topic, "--alter", "--add-config", change)
+        shown = partial(shell, "kafka-configs", "--describe", "--entity-type", "topics", "--entity-name", topic)
+        await until(shown, lambda done: "retention.ms=60000" in done.out)
         await say("described", "topics", topic, "--describe")
         await say("all", "topics", topic, "--describe", "--all")
         await say("wrong", "topics", topic, "--alter", "--add-config", "retention.ms=soon")
@@ -62,6 +64,7 @@ async def test_configs(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
         await say("unknown topic", "topics", side("no-such"), "--describe")
         await say("away", "topics", topic, "--alter", "--delete-config", gone)
         await say("away again", "topics", topic, "--alter", "--delete-config", gone)
+        await until(shown, lambda done: "retention.ms" not in done.out)
         await say("none", "topics", topic, "--describe")
         await say("broker", "brokers", str(side.node), "--describe")
         await say("no broker", "brokers", "77", "--describe")
