@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import trio
+
 from kafka_client import ClientError
 from kafka_wire.batches import first_size, walk
 from kafka_wire.codec import DecodeError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from replicator.link import Session
 
 FETCH_BYTES = 1 << 20
+RETRY_SECONDS = 0.2  # after an error of the source's leader
 # What the target will say again, however often the batch is sent.
 _FOR_GOOD = {ERROR.MESSAGE_TOO_LARGE, ERROR.INVALID_TIMESTAMP, ERROR.RECORD_LIST_TOO_LARGE, ERROR.INVALID_RECORD}
 
@@ -82,6 +85,7 @@ class Data:
         self._fetch_bytes = FETCH_BYTES
         self._log_start = -1
         self._paused = False
+        self._retry_at = 0.0
         self._foreign = 0
 
     # -- as a lane of the target ----------------------------------------------------------------------------------
@@ -138,7 +142,7 @@ class Data:
 
     def wanted(self) -> Wanted | None:
         self._paused = self.partition.full
-        if self._paused:
+        if self._paused or self._retry_at > trio.current_time():
             return None
         return Wanted(self.partition.fetch_position, self.partition.fetch_epoch, self._fetch_bytes)
 
@@ -230,6 +234,7 @@ class Data:
 
     async def _error(self, code: int) -> None:
         link, name, number = self.session.link, self.origin[0].name, self.origin[1]
+        self._retry_at = trio.current_time() + RETRY_SECONDS
         if code == ERROR.OFFSET_OUT_OF_RANGE:
             try:
                 start = (await offsets(link.source, name, [number], EARLIEST))[number]
@@ -243,9 +248,7 @@ class Data:
                 self.status.overtaken += start - position
                 self._follow_log_start(start)
                 self.partition.skip_to(start)
-        elif code == ERROR.UNKNOWN_TOPIC_ID:
-            raise Stop(Condition.RECREATED, "its topic id is not known any more")
-        elif code in RETRIABLE:
-            link.leaders_moved()
+        elif code in RETRIABLE or code in (ERROR.UNKNOWN_TOPIC_ID, ERROR.INCONSISTENT_TOPIC_ID):
+            link.leaders_moved()  # metadata tells whether it moved, is gone, or was created anew
         else:
             raise Stop(Condition.MISSING, f"{error_name(code)} ({code})")

@@ -14,6 +14,7 @@ from kafka_wire.codec import DecodeError
 from replicator.wire import FETCH, Fetched, FetchSession, Place, Wanted
 
 MAX_WAIT_MS = 250
+SKIPPED_WAIT_MS = 10
 RESPONSE_BYTES = 16 << 20
 WAITING_BYTES = 192 << 20  # of everything this broker's partitions have fetched and not written
 ANSWER_SECONDS = 30.0
@@ -118,7 +119,9 @@ class Feeder:
                     await self._changed.wait()
                 continue
             # Where a partition is left out for now, the others' silence must not hold it back.
-            frame = session.request(wanted, max_wait_ms=5 if skipped else MAX_WAIT_MS, max_bytes=RESPONSE_BYTES)
+            frame = session.request(
+                wanted, max_wait_ms=SKIPPED_WAIT_MS if skipped else MAX_WAIT_MS, max_bytes=RESPONSE_BYTES
+            )
             ticket = await connection.send(frame)
             error, answers = session.answer(await connection.receive(ticket, ANSWER_SECONDS))
             self.requests += 1

@@ -8,6 +8,7 @@ follows its leader, or stops with a state of its own.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from replicator.wire import Topic
 
 CHECKPOINT_SECONDS = 1.0
 LEADERS_SECONDS = 2.0
+MISSING_SECONDS = 5.0  # without the topic in the metadata until it counts as gone
 SCANS_AT_ONCE = 8
 UNIT_SIZE = 32  # partitions; part of what identifies a unit's journal, so it cannot change
 
@@ -182,9 +184,8 @@ class Link:
         while True:
             with trio.move_on_after(LEADERS_SECONDS):
                 await self._leaders_changed.wait()
-            if self._leaders_changed.is_set():
-                self._leaders_changed = trio.Event()
                 await trio.sleep(0.05)  # several partitions move together
+            self._leaders_changed = trio.Event()
             topics = sorted({one.topic for one in self.sessions})
             if not topics:
                 continue
@@ -209,6 +210,7 @@ class Session:
         self.ended = trio.Event()
         self.source_topic: Topic | None = None
         self._placed: dict[int, tuple[int, Feeder]] = {}
+        self._missing_since = math.inf  # when the source's metadata last ceased to have the topic
 
     def fail(self, reason: str) -> None:
         """End the session; what is in flight is nobody's business any more."""
@@ -325,15 +327,20 @@ class Session:
     # -- while it runs --------------------------------------------------------------------------------------------
 
     def place(self, info: TopicInfo | None) -> None:
-        """Give each partition to its present leader's feeder."""
+        """Give each partition to its present leader's feeder; None: no broker knows the topic."""
         if self.ended.is_set() or self.source_topic is None:
             return
+        now = trio.current_time()
+        self._missing_since = min(self._missing_since, now) if info is None else math.inf
         for number, lane in self.lanes.items():
             status = self.link.status[self.assignment.topic, number]
-            if status.condition in STOPPED:
+            if status.condition in STOPPED and status.condition is not Condition.MISSING:
                 continue
             if info is None or number not in info.partitions:
-                continue  # metadata of a broker that has just started; the fetches themselves tell
+                # A broker that has just started knows nothing for a moment.
+                if now - self._missing_since > MISSING_SECONDS and status.condition is not Condition.MISSING:
+                    self.halt(lane, Stop(Condition.MISSING, f"{self.link.source.name} has no such topic any more"))
+                continue
             if info.topic.id != self.source_topic.id:
                 self.halt(lane, Stop(Condition.RECREATED, f"{info.topic.name!r} has another topic id now"))
                 continue
@@ -343,6 +350,8 @@ class Session:
                 continue
             if placed is not None:
                 placed[1].remove(lane)
+            if status.condition is Condition.MISSING:
+                status.condition, status.detail = Condition.COPYING, ""
             feeder = self.link.feeder(leader)
             self._placed[number] = leader, feeder
             lane.feeder = feeder

@@ -1,0 +1,340 @@
+"""Mirrors on real brokers: what is copied, what is left out, what is followed, and what stops them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from kafka_client import ClusterClient
+from kafka_wire.records import Record, body_of, encode_batch
+from offset_sync.table import Table
+from replicator.link import Link, Mode, own_table, units
+from replicator.states import Condition
+from replicator.topics import LATEST, delete_records, describe, offsets
+from replicator.wire import PRODUCE
+from tests.fixtures.mirrors import CODECS, Held, create, log_of
+from tests.fixtures.names import Names
+from tools.local_cluster import Cluster
+
+NOW = int(time.time() * 1000)
+
+
+@asynccontextmanager
+async def clients(*clusters: Cluster) -> AsyncIterator[list[ClusterClient]]:
+    opened = [ClusterClient(one.name, one.addresses()) for one in clusters]
+    try:
+        yield opened
+    finally:
+        for one in opened:
+            one.close()
+
+
+@asynccontextmanager
+async def mirrored(
+    source: ClusterClient,
+    target: ClusterClient,
+    topic: str,
+    partitions: int = 1,
+    mode: Mode = "ship",
+    table: Callable[[str, int], Table] = own_table,
+) -> AsyncIterator[Link]:
+    link = Link(source, target, source_table=table)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.run)
+        for unit in units(topic, range(partitions), mode):
+            await link.assign(unit)
+        yield link
+        nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], bool], what: str, seconds: float = 40.0) -> None:
+    deadline = trio.current_time() + seconds
+    while not condition():
+        assert trio.current_time() < deadline, what
+        await trio.sleep(0.02)
+
+
+async def caught_up(link: Link, topic: str, partitions: int = 1) -> None:
+    ends = await offsets(link.source, topic, range(partitions), LATEST)
+    await until(
+        lambda: all(link.status[topic, n].position >= end for n, end in ends.items()), f"not caught up: {link.status}"
+    )
+    for session in link.sessions.values():
+        for lane in session.lanes.values():
+            await until(lambda lane=lane: lane.partition.idle, "not idle")  # type: ignore[misc]
+
+
+async def condition(link: Link, topic: str, wanted: Condition, partition: int = 0) -> None:
+    await until(lambda: link.status[topic, partition].condition is wanted, f"{wanted}: {link.status}")
+
+
+def table_of(link: Link, partition: int = 0) -> Table:
+    return next(iter(link.sessions.values())).lanes[partition].partition.table
+
+
+async def write(client: ClusterClient, topic: str, *batches: bytes | bytearray, partition: int = 0) -> list[int]:
+    """Raw batches, one request each; their offsets."""
+    info = (await describe(client, [topic]))[topic]
+    out = []
+    for batch in batches:
+        place = {"index": partition, "records": batch}
+        data = {"name": topic, "topic_id": info.topic.id, "partition_data": [place]}
+        message = {"acks": -1, "timeout_ms": 5000, "topic_data": [data]}
+        answer = await client.call(PRODUCE, message, broker=info.partitions[partition].leader)
+        one = answer["responses"][0]["partition_responses"][0]
+        assert one["error_code"] == 0, one
+        out.append(one["base_offset"])
+    return out
+
+
+def batch(*values: bytes, key: bytes | None = b"k", codec: int = 0, time_ms: int = NOW, **more: int) -> bytearray:
+    records = [Record(n, time_ms + n, 0, body_of(key, value)) for n, value in enumerate(values)]
+    return encode_batch(records, codec=codec, **more)  # type: ignore[arg-type]
+
+
+def contents(log: Sequence[Held]) -> list[tuple[object, ...]]:
+    return [one.content for one in log]
+
+
+async def same(a: ClusterClient, b: ClusterClient, topic: str, seconds: float = 20.0) -> None:
+    """Until both hold the same records."""
+    deadline = trio.current_time() + seconds
+    while True:
+        if contents(await log_of(a, topic, 0)) == contents(await log_of(b, topic, 0)):
+            return
+        assert trio.current_time() < deadline
+        await trio.sleep(0.1)
+
+
+async def at_least(client: ClusterClient, topic: str, partition: int, count: int, seconds: float = 40.0) -> list[Held]:
+    deadline = trio.current_time() + seconds
+    while True:
+        held = await log_of(client, topic, partition)
+        if len(held) >= count:
+            return held
+        assert trio.current_time() < deadline, f"{len(held)} of {count}"
+        await trio.sleep(0.1)
+
+
+async def test_every_codec_is_read_by_a_client(east: Cluster, west: Cluster, names: Names) -> None:
+    topic = names.topic("codecs")
+    for cluster in (east, west):
+        await trio.to_thread.run_sync(create, cluster, topic, 1)
+    for codec in CODECS:
+        producer = Producer({**east.librdkafka(), "compression.type": codec})
+        for number in range(50):
+            producer.produce(topic, f"{codec}-{number}".encode() * 20, None, headers=[("n", b"%d" % number)])
+        await trio.to_thread.run_sync(producer.flush)
+    async with clients(east, west) as (there, here):
+        # What the mirror encodes again must be readable too: holes, in every codec.
+        for number in range(len(CODECS)):
+            await write(there, topic, batch(b"a" * 500, b"b" * 500, b"c" * 500, codec=number))
+        await delete_records(there, topic, (await describe(there, [topic]))[topic].partitions[0].leader, {0: 1})
+        async with mirrored(there, here, topic) as link:
+            await caught_up(link, topic)
+        assert contents(await log_of(there, topic, 0)) == contents(await log_of(here, topic, 0))
+
+    def consumed(cluster: Cluster, start: int) -> list[tuple[object, ...]]:
+        consumer = Consumer(
+            {**cluster.librdkafka(), "group.id": topic, "check.crcs": True, "enable.auto.commit": False}
+        )
+        consumer.assign([TopicPartition(topic, 0, start)])
+        out: list[tuple[object, ...]] = []
+        while len(out) < 5 * 53 - 1:
+            for one in consumer.consume(100, 5.0):
+                assert one.error() is None
+                out.append((one.key(), one.value(), one.headers(), one.timestamp()))
+        consumer.close()
+        return out
+
+    assert await trio.to_thread.run_sync(consumed, east, 1) == await trio.to_thread.run_sync(consumed, west, 0)
+
+
+async def test_append_time_holes_and_batches_larger_than_a_fetch(east: Cluster, west: Cluster, names: Names) -> None:
+    topic = names.topic("odd")
+    await trio.to_thread.run_sync(
+        lambda: create(east, topic, 1, message_timestamp_type="LogAppendTime", max_message_bytes="8000000")
+    )
+    await trio.to_thread.run_sync(lambda: create(west, topic, 1, max_message_bytes="8000000"))
+    async with clients(east, west) as (there, here):
+        big = [b"%d" % n * 300_000 for n in range(10)]
+        await write(there, topic, batch(b"1", b"2", codec=3), batch(*big), batch(b"3"))
+        async with mirrored(there, here, topic) as link:
+            await caught_up(link, topic)
+        source, target = await log_of(there, topic, 0), await log_of(here, topic, 0)
+        assert contents(source) == contents(target) and len(source) == 13
+        assert all(one.timestamp >= NOW for one in target)
+
+
+async def test_deleted_records_are_followed(east: Cluster, west: Cluster, names: Names) -> None:
+    topic = names.topic("deleted")
+    for cluster in (east, west):
+        await trio.to_thread.run_sync(create, cluster, topic, 1)
+    async with clients(east, west) as (there, here):
+        await write(there, topic, *(batch(b"a", b"b", b"c", b"d") for _ in range(10)))
+        leader = (await describe(there, [topic]))[topic].partitions[0].leader
+        await delete_records(there, topic, leader, {0: 6})  # in the middle of a batch
+        async with mirrored(there, here, topic) as link:
+            await caught_up(link, topic)
+            table = table_of(link)
+            assert [one.offset for one in await log_of(here, topic, 0)] == [table.physical(n) for n in range(6, 40)]
+            assert table.log_start == 6
+            await delete_records(there, topic, leader, {0: 21})
+            await write(there, topic, batch(b"e"))
+            await caught_up(link, topic)
+            await same(there, here, topic)
+            assert (table.log_start, table.physical(0), table.physical(21)) == (
+                21,
+                table.physical(21),
+                table.physical(21),
+            )
+        # Down for longer than retention: what is gone is counted, the rest is copied.
+        await write(there, topic, batch(b"f", b"g"))
+        await delete_records(there, topic, leader, {0: 42})
+        async with mirrored(there, here, topic) as link:
+            await caught_up(link, topic)
+            assert link.status[topic, 0].overtaken == 1
+            assert (await log_of(here, topic, 0))[-1].value == b"g"
+
+
+async def test_a_topic_created_anew_stops_its_mirror(east: Cluster, west: Cluster, names: Names) -> None:
+    topic = names.topic("anew")
+    for cluster in (east, west):
+        await trio.to_thread.run_sync(create, cluster, topic, 1)
+    async with clients(east, west) as (there, here):
+        await write(there, topic, batch(b"old"))
+        async with mirrored(there, here, topic) as link:
+            await caught_up(link, topic)
+            await there.call(20, {"topics": [{"name": topic}], "topic_names": [topic], "timeout_ms": 5000})
+            await condition(link, topic, Condition.MISSING)
+            await trio.to_thread.run_sync(create, east, topic, 1)
+            await condition(link, topic, Condition.RECREATED)
+        await write(there, topic, batch(b"new"))
+        async with mirrored(there, here, topic) as link:
+            await condition(link, topic, Condition.RECREATED)
+        assert [one.value for one in await log_of(here, topic, 0)] == [b"old"]
+
+
+async def test_foreign_writes_are_seen_and_never_served(east: Cluster, west: Cluster, names: Names) -> None:
+    topic, used = names.topic("foreign"), names.topic("used")
+    for cluster in (east, west):
+        await trio.to_thread.run_sync(create, cluster, topic, 1)
+        await trio.to_thread.run_sync(create, cluster, used, 1)
+    async with clients(east, west) as (there, here):
+        await write(here, used, batch(b"mine"))
+        async with mirrored(there, here, used) as link:
+            await condition(link, used, Condition.OCCUPIED)
+        await write(there, topic, batch(b"1", b"2"))
+        async with mirrored(there, here, topic) as link:
+            await caught_up(link, topic)
+            (at,) = await write(here, topic, batch(b"stranger", b"stranger"))
+            await write(there, topic, batch(b"3"))
+            await caught_up(link, topic)
+            link.sessions[next(iter(link.sessions))].lanes[0].show()
+            assert link.status[topic, 0].foreign == 2
+            table = table_of(link)
+            assert not table.serves(at, at + 1) and table.physical(2) == at + 2
+        (at,) = await write(here, topic, batch(b"stranger"))
+        async with mirrored(there, here, topic) as link:
+            await caught_up(link, topic)
+            assert link.status[topic, 0].foreign >= 1  # found by the scan
+
+
+async def test_ships_in_a_row_lose_nothing(east: Cluster, west: Cluster, triple: Cluster, names: Names) -> None:
+    """A -> B, B -> C, C -> A's shape: what arrived by a mirror is shipped on, and the last table maps to the first."""
+    topic = names.topic("chain")
+    for cluster in (east, west, triple):
+        await trio.to_thread.run_sync(create, cluster, topic, 1)
+    async with clients(east, west, triple) as (one, two, three):
+        await write(one, topic, batch(b"1", b"2"), batch(b"3"))
+        async with mirrored(one, two, topic) as first:
+            await caught_up(first, topic)
+            table = table_of(first)
+        table.open(3, table.runs.end.physical if table.runs.end is not None else 0)
+        await write(two, topic, batch(b"4"))
+        async with mirrored(two, three, topic, table=lambda *_: table) as second:
+            await caught_up(second, topic)
+            last = table_of(second)
+        got = await log_of(three, topic, 0)
+        assert [held.value for held in got] == [b"1", b"2", b"3", b"4"]
+        assert [last.physical(n) for n in range(4)] == [held.offset for held in got]
+
+
+async def test_exchange_ends_with_the_union(east: Cluster, west: Cluster, triple: Cluster, names: Names) -> None:
+    """Three clusters, full mesh, written on all sides at once: each record once everywhere, no loop."""
+    topic = names.topic("union")
+    clusters = [east, west, triple]
+    for cluster in clusters:
+        await trio.to_thread.run_sync(create, cluster, topic, 2)
+    async with clients(*clusters) as opened, trio.open_nursery() as nursery:
+        links = {}
+        for a in opened:
+            for b in opened:
+                if a is not b:
+                    links[a.name, b.name] = link = Link(a, b)
+                    nursery.start_soon(link.run)
+                    for unit in units(topic, range(2), "exchange"):
+                        await link.assign(unit)
+        expected: list[set[bytes]] = [set(), set()]
+
+        async def produce(client: ClusterClient) -> None:
+            for number in range(30):
+                for partition in range(2):
+                    value = f"{client.name}-{partition}-{number}".encode()
+                    expected[partition].add(value)
+                    await write(client, topic, batch(value), partition=partition)
+
+        async with trio.open_nursery() as writing:
+            for client in opened:
+                writing.start_soon(produce, client)
+        for partition in range(2):
+            for client in opened:
+                held = await at_least(client, topic, partition, len(expected[partition]))
+                assert len(held) == len(expected[partition]), client.name
+                assert {one.value for one in held} == expected[partition]
+                for origin in opened:  # each origin's order is kept
+                    mine = [
+                        one.value for one in held if one.value and one.value.startswith(origin.name.encode() + b"-")
+                    ]
+                    assert mine == [f"{origin.name}-{partition}-{n}".encode() for n in range(30)]
+        await trio.sleep(1.0)
+        for client in opened:
+            assert len(await log_of(client, topic, 0)) == len(expected[0])
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.timeout(240)
+async def test_leaders_move_and_brokers_restart(triple: Cluster, west: Cluster, names: Names) -> None:
+    """Into and out of a cluster of three whose brokers are killed one after the other."""
+    topic, back = names.topic("moving"), names.topic("back")
+    for cluster in (triple, west):
+        for name in (topic, back):
+            await trio.to_thread.run_sync(create, cluster, name, 3)
+    producer = Producer({**west.librdkafka(), "enable.idempotence": True})
+    other = Producer({**triple.librdkafka(), "enable.idempotence": True, "message.timeout.ms": 120000})
+    async with clients(west, triple) as (one, three):
+        async with mirrored(one, three, topic, 3) as out, mirrored(three, one, back, 3) as home:
+            for broker in triple.brokers:
+                for number in range(300):
+                    producer.produce(topic, f"{broker.id}-{number}".encode(), partition=number % 3)
+                    other.produce(back, f"{broker.id}-{number}".encode(), partition=number % 3)
+                    if number == 150:
+                        await trio.to_thread.run_sync(broker.kill)
+                await trio.to_thread.run_sync(producer.flush, 60)
+                await trio.to_thread.run_sync(other.flush, 60)
+                await trio.to_thread.run_sync(triple.mend)
+            assert len(producer) == len(other) == 0
+            await caught_up(out, topic, 3)
+            await caught_up(home, back, 3)
+        for name in (topic, back):
+            total = 0
+            for number in range(3):
+                here, there = await log_of(one, name, number), await log_of(three, name, number)
+                assert contents(here) == contents(there)
+                total += len(here)
+            assert total == 900
