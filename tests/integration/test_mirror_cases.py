@@ -19,7 +19,7 @@ from replicator.topics import LATEST, delete_records, describe, offsets
 from replicator.wire import PRODUCE
 from tests.fixtures.mirrors import CODECS, Held, create, log_of
 from tests.fixtures.names import Names
-from tools.local_cluster import Cluster
+from tools.local_cluster import Cluster, ClusterSpec, running
 
 NOW = int(time.time() * 1000)
 
@@ -338,3 +338,52 @@ async def test_leaders_move_and_brokers_restart(triple: Cluster, west: Cluster, 
                 assert contents(here) == contents(there)
                 total += len(here)
             assert total == 900
+
+
+async def test_compacted_history_is_copied_with_its_holes(east: Cluster, west: Cluster, names: Names) -> None:
+    topic = names.topic("compacted")
+    compact = {"cleanup_policy": "compact", "min_cleanable_dirty_ratio": "0.001", "segment_ms": "200"}
+    await trio.to_thread.run_sync(lambda: create(east, topic, 1, **compact))
+    await trio.to_thread.run_sync(create, west, topic, 1)
+    async with clients(east, west) as (there, here):
+        for number in range(len(CODECS)):
+            records = [Record(n, NOW + n, 0, body_of(b"%d" % (n % 3 or 10 * number + n), b"v" * 50)) for n in range(9)]
+            await write(there, topic, encode_batch(records, codec=number))
+        deadline = trio.current_time() + 60
+        while len([one for one in await log_of(there, topic, 0) if one.offset < 45]) == 45:
+            assert trio.current_time() < deadline, "the broker does not compact"
+            await trio.sleep(0.6)
+            await write(there, topic, batch(b"", key=b"end"))  # rolls the segment
+        async with mirrored(there, here, topic) as link:
+            await caught_up(link, topic)
+            source, target = await log_of(there, topic, 0), await log_of(here, topic, 0)
+            table = table_of(link)
+            known = [one for one in source if table.holds(one.offset)]
+            assert contents(known) == contents(target)
+            assert [table.physical(one.offset) for one in known] == [one.offset for one in target]
+            assert {one.codec for one in target} == set(range(len(CODECS)))
+            assert len([one for one in source if one.offset < 45]) < 45
+
+
+async def test_a_source_whose_epoch_ends_earlier_stops_its_mirror(names: Names, west: Cluster) -> None:
+    """What an unclean election leaves: the leader epoch we copied under ends below what we copied."""
+    topic = names.topic("truncated")
+    with running(ClusterSpec("restarted", first_broker_id=31)) as found:
+        source = found["restarted"]
+        for cluster in (source, west):
+            await trio.to_thread.run_sync(create, cluster, topic, 1)
+        async with clients(source, west) as (there, here):
+            await write(there, topic, batch(b"1", b"2"))
+            await trio.to_thread.run_sync(source.brokers[0].terminate)
+            await trio.to_thread.run_sync(source.brokers[0].start)
+            await trio.to_thread.run_sync(source.wait_ready)
+            await at_least(there, topic, 0, 2)
+            await write(there, topic, batch(b"3", b"4"))
+            async with mirrored(there, here, topic) as link:
+                await caught_up(link, topic)
+                partition = next(iter(link.sessions.values())).lanes[0].partition
+                assert partition.fetch_epoch > 0
+                partition.fetch_epoch = 0  # as if the copied records behind offset 2 had been another leader's
+                await condition(link, topic, Condition.TRUNCATED)
+                await write(there, topic, batch(b"5"))
+                assert len(await log_of(here, topic, 0)) == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 
 import pytest
 import trio
@@ -78,3 +79,37 @@ async def test_two_hundred_kills(east: Cluster, west: Cluster, names: Names) -> 
     copies = await killed(east, west, names.topic("soak"), 200)
     for there, here in copies:
         assert [one.content for one in there] == [one.content for one in here]
+
+
+@pytest.mark.timeout(300)
+async def test_a_second_mirror_and_a_paused_one_that_wakes_up(east: Cluster, west: Cluster, names: Names) -> None:
+    """Two processes that both think the topic is theirs; one of them sleeps while the other copies."""
+    topic = names.topic("twice")
+    topics = {topic: PARTITIONS}
+    for cluster in (east, west):
+        await trio.to_thread.run_sync(create, cluster, topic, PARTITIONS)
+    running = Load(east, topic, PARTITIONS).running()
+    await trio.to_thread.run_sync(running.__enter__)
+    try:
+        async with mirror_process(east, west, topics) as first:
+            await first.until_copying()
+            for pause in (0.0, 0.5, 2.0):
+                first.process.send_signal(signal.SIGSTOP)
+                async with mirror_process(east, west, topics) as second:
+                    await second.until_copying()
+                    await trio.sleep(pause)
+                    first.process.send_signal(signal.SIGCONT)  # with batches cut, stamped and half sent
+                    await trio.sleep(1.5)
+    finally:
+        await trio.to_thread.run_sync(running.__exit__, None, None, None)
+    async with ClusterClient("east", east.addresses()) as there, ClusterClient("west", west.addresses()) as here:
+        ends = await offsets(there, topic, range(PARTITIONS), LATEST)
+        async with mirror_process(east, west, topics) as last:
+            with trio.fail_after(60):
+                await last.until_caught_up({(topic, number): end for number, end in ends.items()})
+                await trio.sleep(1.5)
+        for number in range(PARTITIONS):
+            source, target = await log_of(there, topic, number), await log_of(here, topic, number)
+            assert [one.content for one in source] == [one.content for one in target] and len(source) > 50
+            table = await stored_table(here, topic, number)
+            assert [table.physical(one.offset) for one in source] == [one.offset for one in target]
