@@ -219,6 +219,7 @@ def _group(document: Document) -> None:
             ("type", document["type"]),
             ("lag", document["lag"]),
             ("commits count on", document["carry"]),
+            ("not asked yet", document["unasked"]),
             ("in conflict with", document["conflict"]),
         ]
     )

@@ -47,7 +47,11 @@ def comes_from(topic: TopicRecord, cluster: str) -> bool:
 
 def counting(view: View, record: HomeRecord) -> list[str]:
     """The clusters whose commits still count; those removed from the federation do not."""
-    return [one for one in record.carry if one in view.clusters and view.clusters[one].record.state == "active"]
+    return [
+        one
+        for one in (*record.carry, *record.unasked)
+        if one in view.clusters and view.clusters[one].record.state == "active"
+    ]
 
 
 def missing(view: View, cluster: str, here: Positions, there: Positions) -> Positions:
@@ -75,7 +79,7 @@ class Carrying:
             name
             for name, record in sorted(view.groups.items())
             if name in listed.get(record.cluster, ())
-            and any(name in listed.get(one, ()) and not listed[one][name].live for one in record.carry)
+            and any(name in listed.get(one, ()) and not listed[one][name].live for one in counting(view, record))
         ]
         for key in [key for key in self._kept if key[0] not in view.groups]:
             del self._kept[key]

@@ -255,8 +255,7 @@ class WorkerFederation:
         home = await self.transaction_writes(transactional_id, group_home)
         if home != group_home and not await self._group_exists(group_home, group):
             record = self._following.view.groups.get(group)
-            carry = tuple(one for one in record.carry if one != home) if record is not None else ()
-            moved = HomeRecord(name=group, cluster=home, carry=carry)
+            moved = homes.elsewhere(record or HomeRecord(name=group, cluster=home), home)
             await self._record(GROUP_HOMES + group, lambda now: moved if now == record or now is None else now)
         return home
 

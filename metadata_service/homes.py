@@ -57,8 +57,9 @@ def with_home(record: HomeRecord, found: Mapping[str, FoundGroup], silent: Colle
     shared = any(one.kind == "share" for one in found.values())
     busy = shared or (record.cluster in found and found[record.cluster].live)
     conflict = tuple(sorted(cluster for cluster, one in rest.items() if busy and (shared or one.live)))
-    carry = tuple(sorted({*rest, *silent} - {record.cluster, *conflict}))
-    return msgspec.structs.replace(record, conflict=conflict, carry=carry)
+    carry = tuple(sorted({*rest} - {*conflict}))
+    unasked = tuple(sorted({*silent} - {record.cluster}))
+    return msgspec.structs.replace(record, conflict=conflict, carry=carry, unasked=unasked)
 
 
 def decide_transaction(
@@ -73,6 +74,12 @@ def decide_transaction(
     return HomeRecord(name=name, cluster=home, conflict=_rest(found, home))
 
 
+def elsewhere(record: HomeRecord, home: str) -> HomeRecord:
+    """The record of a group that has nothing at its home yet, with another home."""
+    carry, unasked = (tuple(one for one in some if one != home) for some in (record.carry, record.unasked))
+    return msgspec.structs.replace(record, cluster=home, carry=carry, unasked=unasked)
+
+
 def review(record: HomeRecord, found: Collection[str], reachable: Collection[str]) -> HomeRecord:
     """The record with its conflict as it is now; `found`: the clusters that list it.
 
@@ -80,12 +87,12 @@ def review(record: HomeRecord, found: Collection[str], reachable: Collection[str
     asked stays. A cluster's commits count until it does not know the group any longer, also when they have been copied:
     somebody who still connects there directly may commit further topics, and come through the endpoint later.
     """
-    carry = tuple(one for one in record.carry if one not in reachable or one in found)
+    carry = {one for one in record.carry if one not in reachable or one in found}
+    carry |= {one for one in record.unasked if one in reachable and one in found}
+    unasked = tuple(one for one in record.unasked if one not in reachable)
     silent = {one for one in record.conflict if one not in reachable}
     conflict = tuple(sorted({one for one in found if one != record.cluster and one not in carry} | silent))
-    if (conflict, carry) == (record.conflict, record.carry):
-        return record
-    return msgspec.structs.replace(record, conflict=conflict, carry=carry)
+    return msgspec.structs.replace(record, conflict=conflict, carry=tuple(sorted(carry)), unasked=unasked)
 
 
 def fix_transaction(current: HomeRecord | None, name: str, cluster: str) -> HomeRecord:

@@ -115,7 +115,7 @@ class HomeRecord(_Record, frozen=True):
     `written` is False for a transactional id that has named no topic yet: the first topic it names decides.
     `carry` names other clusters whose commits still count, for topics that come from there and have no commit at the
     home (see `carrying`). `conflict` names those where the group is as well, and which do not count: shown, and left
-    to the operator.
+    to the operator. `unasked` names those that were away when the home was decided: what they may have counts too.
     """
 
     name: str
@@ -123,6 +123,7 @@ class HomeRecord(_Record, frozen=True):
     written: bool = True
     conflict: tuple[str, ...] = ()
     carry: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
 
 
 class StubRecord(_Record, frozen=True):

@@ -283,6 +283,7 @@ def _group_line(facts: Facts, name: str, reads: Mapping[str, Mapping[str, Invent
         "name": name,
         "home": home.cluster,
         "carry": list(home.carry),
+        "unasked": list(home.unasked),
         "conflict": list(home.conflict),
         "state": uses[0].state if uses else None,
         "type": uses[0].kind or None if uses else None,

@@ -78,6 +78,8 @@ async def complete(
         found = await _positions(call, view, cluster, record.name, None if everything else wanted, stable)
         if everything:
             if found is None:
+                if cluster in record.unasked:
+                    continue  # it was away when the group came up: most likely it has nothing
                 return False
             there = [key for key in found if comes_from(view.topics[key[0]].record, cluster)]
             _add(view, answer, {key: found[key] for key in there if key not in known}, by_id)

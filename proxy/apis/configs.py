@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any, cast
 
+import trio
+
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR, error_text
 from metadata_service.models import STRIDE
@@ -148,13 +150,20 @@ async def _each(
                 _map_throttled(mine["configs"], lambda node: node % STRIDE)
             batches.setdefault((cluster, broker), []).append(mine)
     answers: dict[tuple[str, int | None], dict[tuple[int, str], Message] | ClusterAway | Refused] = {}
-    for (cluster, broker), resources in batches.items():
+
+    async def one(cluster: str, broker: int | None, resources: list[Message]) -> None:
         try:
             answer = await ask(call, view, cluster, key, {**request, "resources": resources}, broker=broker)
         except (ClusterAway, Refused) as error:
             answers[cluster, broker] = error
         else:
-            answers[cluster, broker] = {(one["resource_type"], one["resource_name"]): one for one in answer[results]}
+            answers[cluster, broker] = {
+                (each["resource_type"], each["resource_name"]): each for each in answer[results]
+            }
+
+    async with trio.open_nursery() as nursery:
+        for (cluster, broker), resources in batches.items():
+            nursery.start_soon(one, cluster, broker, resources)
     out = []
     for resource, placed in plan:
         if isinstance(placed, Refused):

@@ -116,18 +116,20 @@ class Call(Protocol):
         """
 
     async def ask(
-        self, cluster: str, key: int, request: Message, *, broker: int | None = None, timeout: float = 30.0
+        self, cluster: str, key: int, request: Message, *, broker: int | None = None, timeout: float = 20.0
     ) -> Message:
         """Any API, any cluster, as this connection's principal, at the highest version we and that broker speak.
 
         `broker` is a physical id; None: any live broker of the cluster (KRaft brokers forward to the controller).
+        `timeout` (seconds) is shortened for a cluster that did not answer lately; the client waits behind it, and gives
+        up after 30 seconds by itself.
 
         Raises:
             ClusterAway: no answer. Refused: the identity rules do not allow asking there for this principal.
         """
 
     async def ask_clusters(
-        self, key: int, requests: Mapping[str, Message], *, timeout: float = 30.0
+        self, key: int, requests: Mapping[str, Message], *, timeout: float = 20.0
     ) -> dict[str, Message | ClusterAway | Refused]:
         """`ask` of several clusters at once; failures are values, so that a merge can name them."""
 

@@ -14,7 +14,7 @@ from kafka_wire.errors import ERROR
 from kafka_wire.produce_view import TOPIC_IDS_FROM
 from metadata_service.view import View
 from proxy.apis.contract import Call, CloseConnection, Handler
-from proxy.apis.metadata import find
+from proxy.apis.metadata import look
 from proxy.apis.transactions import note_refused
 from proxy.session.judge import FETCH, FETCH_TOPIC_IDS_FROM, PRODUCE, topic_passes
 
@@ -48,7 +48,7 @@ async def produce(call: Call, version: int, request: Message) -> Message:
     field = "topic_id" if version >= TOPIC_IDS_FROM else "name"
     topics = request["topic_data"]
     named = [topic[field] for topic in topics]
-    view = await (find(call, (), named) if version >= TOPIC_IDS_FROM else find(call, named))
+    view, _ = await (look(call, (), named) if version >= TOPIC_IDS_FROM else look(call, named))
     errors = {topic[field]: why_not(view, call.cluster, topic[field]) for topic in topics}
     if (transactional_id := request["transactional_id"]) is not None:
         # A transaction lives on its home, and the first topic an id names decides where that is.
@@ -86,7 +86,7 @@ async def fetch(call: Call, version: int, request: Message) -> Message:
     field = "topic_id" if version >= FETCH_TOPIC_IDS_FROM else "topic"
     topics = request["topics"]
     named = [topic[field] for topic in topics]
-    view = await (find(call, (), named) if version >= FETCH_TOPIC_IDS_FROM else find(call, named))
+    view, _ = await (look(call, (), named) if version >= FETCH_TOPIC_IDS_FROM else look(call, named))
     errors = {topic[field]: why_not(view, call.cluster, topic[field]) for topic in topics}
     allowed = [topic for topic in topics if not errors[topic[field]]]
     if len(allowed) == len(topics):

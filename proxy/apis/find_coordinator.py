@@ -7,6 +7,8 @@ brokers only and needs CLUSTER_ACTION; it follows the group in its key (`group:t
 
 from __future__ import annotations
 
+import trio
+
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR, error_text
 from metadata_service.failures import DecisionFailed
@@ -18,6 +20,7 @@ from proxy.apis.mapping import clean_text, endpoint
 
 FIND_COORDINATOR = 10
 GROUP, TRANSACTION, SHARE = 0, 1, 2
+TIMEOUT = 10.0  # seconds for a home
 
 
 def _failed(key: str, code: int, text: str | None = None) -> Message:
@@ -62,18 +65,23 @@ async def _find(call: Call, kind: int, keys: list[str]) -> list[Message]:
             reason = clean_text(call.view, "-", str(error))
             out[key] = _failed(key, ERROR.COORDINATOR_NOT_AVAILABLE, f"its home cannot be decided now: {reason}")
     view = call.latest()
-    for home, named in homes.items():
+
+    async def ask(home: str, named: list[str]) -> None:
         # Both shapes: which one is sent depends on what the broker speaks.
         try:
             if len(named) == 1 or kind == SHARE:
                 answers = {
                     key: await call.ask(
-                        home, FIND_COORDINATOR, {"key": key, "key_type": kind, "coordinator_keys": [key]}
+                        home,
+                        FIND_COORDINATOR,
+                        {"key": key, "key_type": kind, "coordinator_keys": [key]},
+                        timeout=TIMEOUT,
                     )
                     for key in named
                 }
             else:
-                whole = await call.ask(home, FIND_COORDINATOR, {"key_type": kind, "coordinator_keys": named})
+                request: Message = {"key_type": kind, "coordinator_keys": named}
+                whole = await call.ask(home, FIND_COORDINATOR, request, timeout=TIMEOUT)
                 answers = dict.fromkeys(named, whole)
         except ClusterAway as error:
             text = f"cluster {error.cluster}, its home, does not answer"
@@ -82,6 +90,11 @@ async def _find(call: Call, kind: int, keys: list[str]) -> list[Message]:
             out.update((key, _failed(key, error.code, error.text)) for key in named)
         else:
             out.update((key, _virtual(call, view, home, key, answer)) for key, answer in answers.items())
+
+    # Together: one home that does not answer keeps nobody waiting for the others longer than for itself.
+    async with trio.open_nursery() as nursery:
+        for home, named in homes.items():
+            nursery.start_soon(ask, home, named)
     return [out[key] for key in keys]
 
 

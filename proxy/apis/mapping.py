@@ -103,14 +103,14 @@ async def ask(
     request: Message,
     *,
     broker: int | None = None,
-    timeout: float = 30.0,
+    timeout: float = 20.0,
 ) -> Message:
     """`call.ask`, its answer mapped. Raises ClusterAway, Refused."""
     return mapped(call, view, cluster, key, await call.ask(cluster, key, request, broker=broker, timeout=timeout))
 
 
 async def ask_clusters(
-    call: Call, view: View, key: int, requests: Mapping[str, Message], *, timeout: float = 30.0
+    call: Call, view: View, key: int, requests: Mapping[str, Message], *, timeout: float = 20.0
 ) -> dict[str, Message | ClusterAway | Refused]:
     """`call.ask_clusters`, its answers mapped."""
     answers = await call.ask_clusters(key, requests, timeout=timeout)

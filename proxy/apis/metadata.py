@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 from kafka_wire.codec import Buffer, Message, decode
 from kafka_wire.errors import ERROR, error_text
+from metadata_service.failures import DecisionFailed
 from metadata_service.models import KAFKA_INTERNAL, is_internal
+from metadata_service.store.contract import StoreError
 from metadata_service.view import ServedTopic, View
 from proxy.apis.contract import Call, ClusterAway, Handler, Refused
 from proxy.apis.mapping import active_clusters, ask
@@ -102,6 +104,14 @@ async def find(call: Call, names: Iterable[str], ids: Iterable[bytes] = ()) -> V
     return call.latest() if unknown or unknown_ids else call.view
 
 
+async def look(call: Call, names: Iterable[str], ids: Iterable[bytes] = ()) -> tuple[View, bool]:
+    """As `find`, and whether everything could be looked up: what is known goes on being served where it could not."""
+    try:
+        return await find(call, names, ids), True
+    except (DecisionFailed, StoreError):
+        return call.latest(), False
+
+
 def _own(name: str) -> bool:
     return is_internal(name) and name not in KAFKA_INTERNAL
 
@@ -121,7 +131,7 @@ async def _named(call: Call, version: int, request: Message) -> tuple[View, list
         if name is None and (version < 12 or topic_id == _ZERO_ID):
             raise Refused(ERROR.INVALID_REQUEST, "a topic needs a name, or from version 12 on an id")
         entries.append(Named(name, topic_id))
-    view = await find(
+    view, looked = await look(
         call, [one.name for one in entries if one.name is not None], [one.id for one in entries if one.name is None]
     )
     for one in entries:
@@ -131,7 +141,7 @@ async def _named(call: Call, version: int, request: Message) -> tuple[View, list
     for one in entries:
         if one.name is None:
             if one.topic is None or one.topic.name not in seen.names:
-                one.topic, one.error = None, ERROR.UNKNOWN_TOPIC_ID
+                one.topic, one.error = None, ERROR.UNKNOWN_TOPIC_ID  # clients ask again
         elif not valid_name(one.name):
             one.error = ERROR.INVALID_TOPIC_EXCEPTION
         elif one.name in seen.unsure:
@@ -139,7 +149,7 @@ async def _named(call: Call, version: int, request: Message) -> tuple[View, list
         elif one.name not in seen.names:
             one.topic, one.error = None, ERROR.TOPIC_AUTHORIZATION_FAILED
         elif one.topic is None:
-            one.error = ERROR.UNKNOWN_TOPIC_OR_PARTITION
+            one.error = ERROR.UNKNOWN_TOPIC_OR_PARTITION if looked else ERROR.LEADER_NOT_AVAILABLE
     return view, entries
 
 

@@ -1,6 +1,7 @@
 """The ACLs of every cluster, read by the service and never older than said.
 
-Nothing is decided by rules older than `stale_after`: a cluster that cannot be asked refuses.
+Nothing is decided by rules older than `stale_after`: a cluster that cannot be asked refuses. (What topics a principal
+may know of while their cluster is away is judged by `before`, in callers.py.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
-from kafka_client import ClientError, Refused
+from kafka_client import BrokerUnavailable, CallTimeout, ClientError, Refused
 from kafka_wire.errors import ERROR
 from proxy.identity.acl import AclSet, everything
 
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 DESCRIBE_ACLS, DESCRIBE_CONFIGS = 29, 32
 FRESH_FOR, STALE_AFTER, UNUSED_AFTER = 5.0, 15.0, 60.0  # seconds
+READ_WITHIN = 8.0  # seconds; with FRESH_FOR less than STALE_AFTER: nobody waits for a cluster that has gone away
 BROKER_CONFIG = 4
 AUTHORIZER = "authorizer.class.name"
 # Both decide by the same rules; the second is that of ZooKeeper times.
@@ -65,6 +67,7 @@ class _Entry:
     known: Authority | None = None
     kind: Kind | None = None  # of a cluster with an authorizer
     error: str = ""
+    away: bool = False  # the newest question was not answered
     asked_at: float = float("-inf")  # the newest question, whatever came of it
     used_at: float = float("-inf")
 
@@ -85,6 +88,7 @@ class AclCache:
         self._fresh_for = fresh_for
         self._stale_after = stale_after
         self._entries: dict[str, _Entry] = {}
+        self._polling = False
 
     async def authority(self, cluster: str) -> Authority:
         """How `cluster` decides, at most `stale_after` seconds old. Raises AuthorityUnknown."""
@@ -92,13 +96,21 @@ class AclCache:
         entry.used_at = now = trio.current_time()
         if entry.known is not None and now - entry.known.at <= self._fresh_for:
             return entry.known
-        async with entry.lock:
-            # A failure counts too: a cluster that refuses to tell is not asked again for every request.
-            if trio.current_time() - entry.asked_at > self._fresh_for:
-                await self._read(cluster, entry)
+        usable = entry.known is not None and now - entry.known.at <= self._stale_after
+        # A failure counts too: a cluster that does not tell is not asked again for every request. Where it was away,
+        # whoever polls asks it again, and nobody waits for that; nor for an answer while the last one may be used.
+        if not (entry.away and self._polling) and not (usable and entry.lock.locked()):
+            async with entry.lock:
+                if trio.current_time() - entry.asked_at > self._fresh_for:
+                    await self._read(cluster, entry)
         if entry.known is None or trio.current_time() - entry.known.at > self._stale_after:
             raise AuthorityUnknown(f"{cluster}: its ACLs cannot be read: {entry.error}")
         return entry.known
+
+    def before(self, cluster: str) -> Authority | None:
+        """How a cluster that is away decided when it was last there; None: it is not away, or was never read."""
+        entry = self._entries.get(cluster)
+        return entry.known if entry is not None and entry.away else None
 
     def age(self, cluster: str) -> float | None:
         """Seconds since the ACLs were read; None: never."""
@@ -107,6 +119,7 @@ class AclCache:
 
     async def run(self) -> None:
         """Keep what is in use fresh, so that nobody waits for it. Runs until cancelled."""
+        self._polling = True
         while True:
             await trio.sleep(self._fresh_for * random.uniform(0.6, 0.8))  # noqa: S311
             unused = trio.current_time() - UNUSED_AFTER
@@ -122,8 +135,9 @@ class AclCache:
     async def _read(self, cluster: str, entry: _Entry) -> None:
         entry.asked_at = trio.current_time()
         try:
-            entry.known, entry.error = await self._ask(cluster, entry), ""
+            entry.known, entry.error, entry.away = await self._ask(cluster, entry), "", False
         except (ClientError, AuthorityUnknown) as error:
+            entry.away = isinstance(error, BrokerUnavailable | CallTimeout)
             if str(error) != entry.error:
                 log.warning("%s: reading ACLs: %s", cluster, error)
             entry.error = str(error)
@@ -132,7 +146,8 @@ class AclCache:
         service = self._services[cluster]
         said = self._settings.get(cluster, ClusterIdentity())
         at = trio.current_time()  # rules are as old as the question
-        answer = await service.call(DESCRIBE_ACLS, everything(), timeout=self._stale_after, retry=True)
+        timeout = min(READ_WITHIN, self._stale_after)
+        answer = await service.call(DESCRIBE_ACLS, everything(), timeout=timeout, retry=True)
         code = answer["error_code"]
         if code == ERROR.SECURITY_DISABLED:
             entry.kind = None

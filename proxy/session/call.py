@@ -16,6 +16,7 @@ from proxy.session import responses
 from proxy.session.session import Session
 
 ANONYMOUS = "User:ANONYMOUS"
+AWAY = 3.0  # seconds for a cluster that did not answer lately: whoever waits has more to ask on this connection
 
 
 class SessionCall:
@@ -92,10 +93,13 @@ class SessionCall:
         return high
 
     async def ask(
-        self, cluster: str, key: int, request: Message, *, broker: int | None = None, timeout: float = 30.0
+        self, cluster: str, key: int, request: Message, *, broker: int | None = None, timeout: float = 20.0
     ) -> Message:
         session = self._session
         own = cluster == session.cluster
+        known = self.view.clusters.get(cluster)
+        if not own and known is not None and not known.snapshot.reachable:
+            timeout = min(timeout, AWAY)
         try:
             with trio.fail_after(timeout):
                 if own and (broker is None or broker == await self._own_broker()):
@@ -121,7 +125,7 @@ class SessionCall:
         return self._session.upstream_broker
 
     async def ask_clusters(
-        self, key: int, requests: Mapping[str, Message], *, timeout: float = 30.0
+        self, key: int, requests: Mapping[str, Message], *, timeout: float = 20.0
     ) -> dict[str, Message | ClusterAway | Refused]:
         answers: dict[str, Message | ClusterAway | Refused] = {}
 

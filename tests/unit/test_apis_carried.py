@@ -41,8 +41,10 @@ def answer(topics: dict[str, list[Message]], error: int = 0) -> Message:
     return {"topics": entries, "error_code": error, "groups": [group]}
 
 
-def calling(*, carry: Iterable[str] = ("west",), conflict: Iterable[str] = (), stubs: bool = True) -> FakeCall:
-    record = HomeRecord(name="g", cluster="east", carry=tuple(carry), conflict=tuple(conflict))
+def calling(
+    *, carry: Iterable[str] = ("west",), conflict: Iterable[str] = (), unasked: Iterable[str] = (), stubs: bool = True
+) -> FakeCall:
+    record = HomeRecord(name="g", cluster="east", carry=tuple(carry), conflict=tuple(conflict), unasked=tuple(unasked))
     call = FakeCall(two_clusters(groups={"g": record}, stubs=stub("bills", "east", 55) if stubs else {}))
     call.script("west", FIND, COORDINATOR)
     return call
@@ -146,6 +148,19 @@ async def test_everything_cannot_be_told_while_a_part_is_not_known(version: int)
     call.script("east", FETCH, answer({"orders": [partition(0, 7)]}))
     response = await handle(call, FETCH, version, asking(version))
     assert told(version, response) == (ERROR.COORDINATOR_LOAD_IN_PROGRESS, {})
+
+
+async def test_a_cluster_that_was_never_asked_holds_nobody_up_who_lists_everything() -> None:
+    call = calling(carry=(), unasked=("west",))
+    call.unreachable.add("west")
+    call.script("east", FETCH, answer({"orders": [partition(0, 7)], "stub": [partition(0, NONE)]}))
+    assert told(9, await handle(call, FETCH, 9, asking(9)))[0] == 0
+    found = told(9, await handle(call, FETCH, 9, asking(9, "orders", "bills")))[1]
+    assert found["bills", 0][1] == ERROR.UNSTABLE_OFFSET_COMMIT  # a consumer does not start there by accident
+    call.unreachable.clear()
+    call.script("west", FETCH, answer({"bills": [partition(0, 3)]}))
+    found = told(9, await handle(call, FETCH, 9, asking(9, "orders", "bills")))[1]
+    assert found["bills", 0] == (3, 0)
 
 
 async def test_a_moving_coordinator_is_looked_up_again(autojump_clock: object) -> None:

@@ -8,6 +8,9 @@ from typing import cast
 import pytest
 
 from kafka_wire.codec import Message, decode, encode
+from kafka_wire.errors import ERROR
+from metadata_service.failures import Undecided
+from metadata_service.store.contract import StoreUnavailable
 from metadata_service.view import PhysicalTopic, View
 from proxy.apis import data
 from proxy.apis.contract import Call
@@ -48,6 +51,15 @@ async def test_it_is_looked_up(key: int, now: PhysicalTopic | None) -> None:
     assert unseen(call.view, "bills")
     await ask(call, key)
     assert ("find", ["bills"]) in call.federation.told
+
+
+@pytest.mark.parametrize("failure", [StoreUnavailable("away"), Undecided("west", "away")])
+async def test_what_is_known_is_served_where_nothing_can_be_looked_up(failure: Exception) -> None:
+    call = FakeCall(two_clusters())
+    call.federation.lookup_failure = failure
+    response = await handle(call, 3, 9, {"topics": [{"name": "orders"}, {"name": "new"}]})
+    found = {one["name"]: (one["error_code"], len(one["partitions"])) for one in response["topics"]}
+    assert found == {"orders": (0, 3), "new": (ERROR.LEADER_NOT_AVAILABLE, 0)}  # not: unknown
 
 
 @pytest.mark.parametrize("key", REQUESTS)

@@ -55,10 +55,11 @@ def test_what_an_idle_group_has_elsewhere_counts_and_a_live_one_is_a_conflict() 
 
 def test_a_cluster_that_does_not_answer_counts_until_it_has_said_that_it_has_nothing() -> None:
     new = decide_group("g", {}, PLAIN, INDEXES, silent=("west",))
-    assert (new.cluster, new.carry) == ("east", ("west",))
+    assert (new.cluster, new.carry, new.unasked) == ("east", (), ("west",))
     assert review(new, {"east"}, {"east"}) == new
-    assert review(new, {"east", "west"}, {"east", "west"}) == new  # it has something: that goes on counting
-    assert review(new, {"east"}, {"east", "west"}).carry == ()
+    known = review(new, {"east", "west"}, {"east", "west"})
+    assert (known.carry, known.unasked, known.conflict) == (("west",), (), ())  # it has something, which counts
+    assert review(new, {"east"}, {"east", "west"}) == HomeRecord(name="g", cluster="east")
 
 
 def test_what_comes_later_is_a_conflict() -> None:
