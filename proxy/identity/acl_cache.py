@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
-from kafka_client import BrokerUnavailable, CallTimeout, ClientError, Refused
+from kafka_client import BrokerUnavailable, ClientError, Refused
 from kafka_wire.errors import ERROR
 from proxy.identity.acl import AclSet, everything
 
@@ -137,7 +137,7 @@ class AclCache:
         try:
             entry.known, entry.error, entry.away = await self._ask(cluster, entry), "", False
         except (ClientError, AuthorityUnknown) as error:
-            entry.away = isinstance(error, BrokerUnavailable | CallTimeout)
+            entry.away = isinstance(error, BrokerUnavailable)
             if str(error) != entry.error:
                 log.warning("%s: reading ACLs: %s", cluster, error)
             entry.error = str(error)
