@@ -21,12 +21,19 @@ from metadata_service.view import Partition, PhysicalTopic
 
 T = TypeVar("T")
 
-METADATA, OFFSET_FETCH, LIST_GROUPS, LIST_TRANSACTIONS = 3, 9, 16, 66
+LIST_OFFSETS, METADATA, OFFSET_FETCH, LIST_GROUPS, LIST_TRANSACTIONS = 2, 3, 9, 16, 66
 GROUP = 0  # key type of a coordinator
 BY_NAME = 9  # the last version of OffsetFetch and OffsetCommit that names topics, not ids
 NAMES_PER_CALL = 500
 TIMEOUT = 5.0
 LOADING = {ERROR.COORDINATOR_LOAD_IN_PROGRESS, ERROR.COORDINATOR_NOT_AVAILABLE}
+NOT_LEADING_YET = {
+    ERROR.UNKNOWN_TOPIC_OR_PARTITION,
+    ERROR.LEADER_NOT_AVAILABLE,
+    ERROR.NOT_LEADER_OR_FOLLOWER,
+    ERROR.REPLICA_NOT_AVAILABLE,
+}
+LATEST = -1  # of ListOffsets
 LIVE_STATES = frozenset({"Stable", "PreparingRebalance", "CompletingRebalance", "Assigning", "Reconciling", "NotReady"})
 
 
@@ -135,6 +142,58 @@ async def topics_by_name(
             if one["error_code"] in (0, ERROR.LEADER_NOT_AVAILABLE) and one["partitions"]:
                 found[one["name"]] = physical_topic(one)
     return found
+
+
+async def leaders_ready(client: ClusterClient, topics: Iterable[PhysicalTopic], *, timeout: float = TIMEOUT) -> None:
+    """Until the leaders of new partitions take writes, at most `timeout` seconds.
+
+    A broker's metadata has a partition some 10 ms before its log is open. An idempotent producer that sends two
+    batches right then, has the first refused (6) and the second taken, cannot get over it: 45 for ever.
+    """
+    waiting: dict[int, dict[str, set[int]]] = {}
+    for topic in topics:
+        for one in topic.partitions:
+            if one.leader >= 0:
+                waiting.setdefault(one.leader, {}).setdefault(topic.name, set()).add(one.index)
+
+    async def ask(leader: int, partitions: dict[str, set[int]]) -> None:
+        backoff = Backoff(0.005, 0.1)
+        while partitions:
+            answer = await client.call(LIST_OFFSETS, _ends(partitions), broker=leader, timeout=timeout)
+            late = {
+                topic["name"]: {
+                    one["partition_index"] for one in topic["partitions"] if one["error_code"] in NOT_LEADING_YET
+                }
+                for topic in answer["topics"]
+            }
+            partitions = {name: indexes for name, indexes in late.items() if indexes}
+            if partitions:
+                await backoff.pause()
+
+    async def tried(leader: int, partitions: dict[str, set[int]]) -> None:
+        try:
+            await ask(leader, partitions)
+        except ClientError:
+            return  # it is not for this to say that a broker is away
+
+    with trio.move_on_after(timeout):
+        async with trio.open_nursery() as nursery:
+            for leader, partitions in waiting.items():
+                nursery.start_soon(tried, leader, partitions)
+
+
+def _ends(partitions: Mapping[str, Iterable[int]]) -> Message:
+    """A ListOffsets request for the ends of partitions."""
+    topics = [
+        {
+            "name": name,
+            "partitions": [
+                {"partition_index": one, "current_leader_epoch": -1, "timestamp": LATEST} for one in sorted(indexes)
+            ],
+        }
+        for name, indexes in partitions.items()
+    ]
+    return {"replica_id": -1, "isolation_level": 0, "topics": topics}
 
 
 async def names_by_id(client: ClusterClient, ids: Iterable[bytes], *, timeout: float = TIMEOUT) -> dict[bytes, str]:

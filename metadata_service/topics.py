@@ -10,7 +10,7 @@ import trio
 
 from kafka_client import ClusterClient
 from metadata_service import adoption
-from metadata_service.asking import topics_by_name
+from metadata_service.asking import leaders_ready, topics_by_name
 from metadata_service.clients import Clients
 from metadata_service.discovery import Discovery
 from metadata_service.failures import StubRefused, Undecided
@@ -223,6 +223,7 @@ class Topics:
                     await backoff.pause()
         if missing := names - found.keys():
             raise Undecided(cluster, f"does not know the new topic {min(missing)!r} yet")
+        await leaders_ready(client, found.values())
         placed = {name: {cluster: topic} for name, topic in found.items()}
         revision = await self.judge(placed, names, {cluster}, adopted=False)
         if revision:
@@ -328,10 +329,13 @@ class Topics:
             if client is None:
                 continue
             here = {name for name in names if name in view.topics and view.topics[name].cluster == cluster}
+            grown: list[PhysicalTopic] = []
             for name, topic in (await topics_by_name(client, here)).items():
                 record = view.topics[name].record
                 if not adoption.recreated(record, topic) and len(topic.partitions) > record.partitions:
                     counts[name] = len(topic.partitions)
+                    grown.append(topic)
+            await leaders_ready(client, grown)
         try:
             await self.expand_stubs(counts)
         finally:

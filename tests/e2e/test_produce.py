@@ -190,6 +190,27 @@ def test_aiokafka_codecs_and_shapes(sides: Sides, codec: str, idempotent: bool) 
     everywhere(sides, work)
 
 
+async def test_new_topics_and_partitions_take_writes_at_once(sides: Sides, jvm: Jvm) -> None:
+    """A first batch refused and a second one taken would leave an idempotent producer out of order for ever."""
+    async with jvm.admin(sides.here.java) as admin:
+        for number in range(12):
+            for side in (sides.here, sides.there):
+                topic = side.topic(f"new-{number}")
+                async with jvm.producer(side.java, delivery_timeout_ms="15000") as producer:
+                    await admin.create_topic(topic, 1)
+                    sent = await producer.send(topic, 40, partition=0, size=2000)
+                    assert [each.offset for each in sent] == list(range(40))
+                    await admin.done("create_partitions", topics={topic: 2})
+                    with trio.fail_after(15):
+                        while len(await producer.partitions_for(topic)) < 2:
+                            async with jvm.producer(side.java) as fresh:
+                                if len(await fresh.partitions_for(topic)) < 2:
+                                    continue
+                                sent = await fresh.send(topic, 40, partition=1, size=2000)
+                                assert [each.offset for each in sent] == list(range(40))
+                                break
+
+
 async def test_idempotent_producers_of_both_clusters_do_not_collide(sides: Sides) -> None:
     """Brokers of different clusters give the same producer ids, and would take one's records for another's."""
     here, there = sides.here.topic("pids"), sides.there.topic("pids")
