@@ -362,17 +362,21 @@ async def test_another_authorizer_is_asked_as_the_principal(secured_west: Cluste
 
 async def test_old_rules_decide_nothing(tokenless: Cluster) -> None:
     async with client(tokenless) as admin, client(tokenless, "kfed") as service:
-        await grant(admin, *SERVICE_ACLS)
+        await grant(admin, *SERVICE_ACLS, acl(str(ALICE), Operation.DESCRIBE, Resource.TOPIC, "hers"))
         async with pool(service, acl_fresh_for=0.2, acl_stale_after=0.6) as callers:
             await callers.visible(ALICE, None, service.name, Resource.TOPIC, ["x"])
             tokenless.brokers[0].kill()
             with trio.fail_after(20):
                 while True:
                     try:
-                        await callers.visible(ALICE, None, service.name, Resource.TOPIC, ["x"])
+                        await callers.visible(ALICE, None, service.name, Resource.TOPIC, ["x"], Operation.READ)
                     except IdentityRefused:
                         break
                     await trio.sleep(0.05)
+            with pytest.raises(IdentityRefused):
+                await callers.visible(ALICE, None, service.name, Resource.GROUP, ["x"])
+            # Only what may be listed is told as before: topics do not vanish with their cluster.
+            assert await callers.visible(ALICE, None, service.name, Resource.TOPIC, ["hers", "x"]) == {"hers"}
 
 
 # -- the same decisions as the broker's ---------------------------------------------------------------------------
