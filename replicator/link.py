@@ -114,7 +114,8 @@ class Link:
         assert self._nursery is not None
         for number in assignment.partitions:
             self.status.setdefault((assignment.topic, number), Status())
-        self._nursery.start_soon(self._unit, assignment)
+        self._scopes[assignment] = scope = trio.CancelScope()
+        self._nursery.start_soon(self._unit, assignment, scope)
 
     def revoke(self, assignment: Assignment) -> None:
         """Stop copying; what is in flight is left to the next owner's fence and scan."""
@@ -158,10 +159,9 @@ class Link:
 
     # -- units ----------------------------------------------------------------------------------------------------
 
-    async def _unit(self, assignment: Assignment) -> None:
+    async def _unit(self, assignment: Assignment, scope: trio.CancelScope) -> None:
         failures = 0
-        with trio.CancelScope() as scope:
-            self._scopes[assignment] = scope
+        with scope:
             while True:
                 session = Session(self, assignment)
                 started = trio.current_time()

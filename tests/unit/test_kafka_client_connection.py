@@ -501,3 +501,25 @@ async def test_refused_logins(sasl: Sasl, code: int | None) -> None:
                 pass
         assert refused.value.code == code
         assert "wrong-secret" not in str(refused.value) + repr(sasl)
+
+
+async def test_frames_in_parts_and_answers_apart() -> None:
+    """`send` and `receive`: several on their way, small ones joined, large ones in pieces."""
+    sizes: list[int] = []
+
+    async def script(peer: Peer) -> None:
+        for _ in range(3):
+            (size,) = struct.unpack(">i", await peer.bytes(4))
+            frame = await peer.bytes(size)
+            sizes.append(size)
+            assert frame[8:] == b"head" + b"".join(bytes([n % 256]) * (size // 1000) for n in range(1000))
+            await peer.stream.send_all(struct.pack(">i", 8) + frame[4:8] + b"done")
+
+    async with connected(script) as connection:
+        tickets = []
+        for each in (1, 200, 3000):
+            parts = [bytes([n % 256]) * each for n in range(1000)]
+            tickets.append(await connection.send(struct.pack(">hhi", 16, 0, 0) + b"head", parts))
+        for ticket in tickets:
+            assert bytes(await connection.receive(ticket))[4:] == b"done"
+    assert sizes == [12 + 1000, 12 + 200_000, 12 + 3_000_000]
