@@ -173,6 +173,7 @@ class Partition:
         "identity",
         "records",
         "source",
+        "source_foreign",
         "stream",
         "table",
     )
@@ -190,6 +191,7 @@ class Partition:
         self.fetch_position = state.position
         self.fetch_epoch = state.leader_epoch  # of the last batch in front of it
         self.foreign = 0  # target offsets that others took
+        self.source_foreign = 0  # records of the source that lie outside its table
         self.records = state.records  # copied in all
         self._recovered = replace(state, producer_id=identity.producer_id, producer_epoch=identity.epoch)
         self._done = state.number  # intents below it are on the target
@@ -254,10 +256,11 @@ class Partition:
     def take(self, made: Cut, now: int, mirrored: Callable[[int], bool]) -> Intent | None:
         """Stamp what was cut, and say what must be stored before it is sent. `now` is Unix ms.
 
-        `mirrored` tells producer ids of mirrors: they have no place in the guard.
+        `mirrored` tells producer ids of mirrors: they have no place in the guard. Batches outside every run of the
+        source's table are foreign there, served to nobody and left out.
 
         Raises:
-            ValueError: a record is in no run of the source's table: it is foreign there.
+            ValueError: part of a batch is in no run.
         """
         number = self._number
         stretches: list[Stretch] = []
@@ -270,6 +273,10 @@ class Partition:
         first = source_at = logical_at = records = epoch = following = 0
         for piece in made.pieces:
             data = piece.data
+            at, length = piece.stretches[0]
+            if linear(at, length) is None and not self.source.serves(at, sum(piece.stretches[-1]) - 1):
+                self.source_foreign += piece.records
+                continue
             stamp(data, producer_id, producer_epoch, sequence)
             for source, count in piece.stretches:
                 logical = linear(source, count)
@@ -306,7 +313,7 @@ class Partition:
         self.fetch_position = made.position
         if made.leader_epoch >= 0:
             self.fetch_epoch = made.leader_epoch
-        if not made.pieces:
+        if not stretches:
             return None
         self._number += 1
         intent = Intent(number, *self.identity, now, tuple(stretches), tuple(guards))

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from replicator.link import Assignment, Link
 
 
+def open_intents(stored: Stored) -> bool:
+    """Whether anything may have landed that the state does not contain. Stop: the journal cannot be read."""
+    try:
+        return bool(stored.open_intents())
+    except Damaged as error:
+        raise Stop(Condition.TARGET_LOST, str(error)) from None
+
+
 class Found(NamedTuple):
     """Where the logs of one partition begin and end, as asked before the fence."""
 
@@ -49,7 +57,7 @@ async def found_partition(
     if state is not None:
         if found.target_end < state.scanned:
             raise Stop(Condition.TARGET_LOST, f"it ends at {found.target_end}, {state.scanned} was acknowledged")
-        if exclusive or stored.intents:
+        if exclusive or open_intents(stored):
             start = max(state.scanned, found.target_start)
         moved = state.source not in ("", link.source.name)
         if not moved and state.source_id not in (bytes(16), source_info.topic.id):

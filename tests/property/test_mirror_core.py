@@ -153,9 +153,17 @@ def test_records_a_source_does_not_know_are_not_copied() -> None:
     one = partition()
     one.source = Table()
     one.source.append(0, 5, 3)
-    made = cut(pieces(4, start=5), 5)
+    one.source.append(3, 10, 2)
+    data = pieces(3, 2, 2, start=5)  # the second lies outside every run
+    made = cut(data, 5)
+    intent = one.take(made, 1000, lambda _: False)
+    assert intent is not None
+    assert intent.stretches == (Stretch(0, 3, 5, 8, -1, 0), Stretch(3, 2, 10, 12, -1, 3))
+    assert (one.source_foreign, one.fetch_position) == (2, 12)
+    split = partition()
+    split.source = one.source
     with pytest.raises(ValueError, match="in no run"):
-        one.take(made, 1000, lambda _: False)
+        split.take(cut(pieces(4, start=5), 5), 1000, lambda _: False)
 
 
 @given(st.integers(0, 9), st.lists(st.tuples(*[st.integers(0, (1 << 31) - 1)] * 6), max_size=5))
