@@ -26,6 +26,7 @@ from proxy.apis.metadata_encoding import (
     cluster_id,
     controller_of,
     encoded_metadata,
+    hidden,
     partitions_shown,
     topic_entry,
 )
@@ -90,7 +91,7 @@ def unseen(view: View, name: str) -> bool:
     topic = view.topics.get(name)
     if topic is None:
         return valid_name(name) and not _own(name)
-    return view.physical(topic) is None and view.clusters[topic.cluster].snapshot.reachable
+    return hidden(view, topic)
 
 
 async def find(call: Call, names: Iterable[str], ids: Iterable[bytes] = ()) -> View:
@@ -122,7 +123,8 @@ async def _named(call: Call, version: int, request: Message) -> tuple[View, list
     if asked is None or (version == 0 and not asked):
         view = call.view
         shown = await visible_topics(call, view, view.topics)
-        return view, [Named(topic.name, topic.id, topic) for topic in view.topics.values() if topic.name in shown]
+        topics = [topic for topic in view.topics.values() if topic.name in shown and not hidden(view, topic)]
+        return view, [Named(topic.name, topic.id, topic) for topic in topics]
     entries = []
     for one in asked:
         name, topic_id = one.get("name"), one.get("topic_id", _ZERO_ID)
@@ -303,7 +305,8 @@ async def describe_topic_partitions(call: Call, version: int, request: Message) 
         raise Refused(ERROR.INVALID_REQUEST, "a cursor's partition index must not be negative")
     asked = [one["name"] for one in request["topics"]]
     view = await find(call, asked) if asked else call.view
-    names = sorted(name for name in dict.fromkeys(asked or view.topics) if name >= start)
+    every = asked or [topic.name for topic in view.topics.values() if not hidden(view, topic)]
+    names = sorted(name for name in dict.fromkeys(every) if name >= start)
     seen = await may(call, view, [name for name in names if valid_name(name)])
     room = max(1, min(request.get("response_partition_limit", MAX_PARTITIONS_LISTED), MAX_PARTITIONS_LISTED))
     out: list[Message] = []

@@ -98,6 +98,11 @@ def partition_entry(view: View, topic: ServedTopic, index: int, known: Partition
     }
 
 
+def hidden(view: View, topic: ServedTopic) -> bool:
+    """Not on its cluster: deleted there directly, or made a moment ago. What was known of a cluster that is away is."""
+    return view.physical(topic) is None and view.clusters[topic.cluster].snapshot.reachable
+
+
 def partitions_shown(view: View, topic: ServedTopic) -> int:
     """How many partitions clients are told of: new ones once their leaders are known here, not leaderless before."""
     physical = view.physical(topic)
@@ -197,6 +202,8 @@ class MetadataCache:
         parts = []
         for name in view.topics if names is None else names:
             topic = view.topics[name]
+            if names is None and hidden(view, topic):
+                continue  # brokers list a topic, or do not; who names it learns more
             physical = view.physical(topic)
             kept = fragments.entries.get(name)
             if kept is None or not _same(kept[0], topic) or not _same(kept[1], physical):
