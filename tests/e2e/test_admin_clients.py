@@ -12,7 +12,7 @@ import trio
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError as AioError
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, OffsetSpec
 from confluent_kafka.admin import ConfigResource as Resource
 from confluent_kafka.admin import NewPartitions as More
@@ -74,7 +74,11 @@ async def test_librdkafka(sides: Sides) -> None:
         def partitions(found: ConsumerGroupTopicPartitions) -> list[object]:
             return [(one.partition, one.offset, one.error and one.error.code()) for one in found.topic_partitions or ()]
 
-        say("commit", _each(lambda: admin.alter_consumer_group_offsets(offsets), partitions))
+        committed = _each(lambda: admin.alter_consumer_group_offsets(offsets), partitions)
+        while (0, 3, KafkaError.COORDINATOR_LOAD_IN_PROGRESS) in committed[group]:  # the first group of a cluster
+            assert time.monotonic() < deadline
+            committed = _each(lambda: admin.alter_consumer_group_offsets(offsets), partitions)
+        say("commit", committed)
         asked = [ConsumerGroupTopicPartitions(group)]
         say("committed", _each(lambda: admin.list_consumer_group_offsets(asked), partitions))
         say("group", _each(lambda: admin.describe_consumer_groups([group]), lambda found: found.state.name))

@@ -156,7 +156,7 @@ async def test_offsets_records_and_log_dirs(sides: Sides, jvm: Jvm) -> None:
     async def script(side: Side, say: Said) -> None:
         orders = side.topic("orders")
         async with jvm.admin(side.java) as admin, jvm.producer(side.java) as producer:
-            await admin.create_topic(orders, 2)
+            await admin.create_topic(orders, 2, config={"retention.ms": "-1"})  # the records are old
             await producer.send(orders, 5, partition=0, timestamp=1_000_000)
             await producer.send(orders, 5, partition=0, timestamp=2_000_000)
             kinds = ("earliest", "latest", "max_timestamp", "earliest_local", "1500000", "9000000", "-9")

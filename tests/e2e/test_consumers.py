@@ -306,7 +306,7 @@ async def test_positions_of_java(sides: Sides, jvm: Jvm) -> None:
             jvm.producer(side.java) as producer,
             jvm.consumer(side.java, group=side.group("g")) as consumer,
         ):
-            await admin.create_topic(topic, 2)
+            await admin.create_topic(topic, 2, config={"retention.ms": "-1"})
             for n in range(10):
                 await producer.send(topic, 1, first=n, partition=0, timestamp=1_000_000 + 1000 * n)
             say("beginning", sorted((await consumer.beginning_offsets(zero, one)).values()))
@@ -340,7 +340,7 @@ async def test_positions_of_java(sides: Sides, jvm: Jvm) -> None:
 def test_positions_of_librdkafka(sides: Sides) -> None:
     def work(side: Side) -> object:
         topic, said = side.topic("positions"), list[object]()
-        create(side.librdkafka, topic)
+        create(side.librdkafka, topic, retention_ms="-1")
         base = {"topic": topic, "partition": 0}
         produce(side.librdkafka, [{**base, "value": b"%d" % n, "timestamp": 1_000_000 + 1000 * n} for n in range(10)])
         settings = {"group.id": side.group("g"), "enable.auto.commit": False, "auto.offset.reset": "error"}
@@ -403,7 +403,7 @@ def test_positions_of_aiokafka(sides: Sides) -> None:
 
     def work(side: Side) -> object:
         topic = side.topic("positions")
-        create(side.librdkafka, topic)
+        create(side.librdkafka, topic, retention_ms="-1")
         base = {"topic": topic, "partition": 0}
         produce(side.librdkafka, [{**base, "value": b"%d" % n, "timestamp": 1_000_000 + 1000 * n} for n in range(10)])
         return asyncio.run(talk(side))

@@ -201,14 +201,13 @@ async def test_new_topics_and_partitions_take_writes_at_once(sides: Sides, jvm: 
                     sent = await producer.send(topic, 40, partition=0, size=2000)
                     assert [each.offset for each in sent] == list(range(40))
                     await admin.done("create_partitions", topics={topic: 2})
-                    with trio.fail_after(15):
-                        while len(await producer.partitions_for(topic)) < 2:
-                            async with jvm.producer(side.java) as fresh:
-                                if len(await fresh.partitions_for(topic)) < 2:
-                                    continue
+                with trio.fail_after(15):
+                    while True:  # until clients are told of the new partition
+                        async with jvm.producer(side.java) as fresh:
+                            if len(await fresh.partitions_for(topic)) == 2:
                                 sent = await fresh.send(topic, 40, partition=1, size=2000)
-                                assert [each.offset for each in sent] == list(range(40))
                                 break
+                assert [each.offset for each in sent] == list(range(40))
 
 
 async def test_idempotent_producers_of_both_clusters_do_not_collide(sides: Sides) -> None:
