@@ -131,7 +131,7 @@ async def at_least(client: ClusterClient, topic: str, partition: int, count: int
 async def test_every_codec_is_read_by_a_client(east: Cluster, west: Cluster, names: Names) -> None:
     topic = names.topic("codecs")
     for cluster in (east, west):
-        await trio.to_thread.run_sync(create, cluster, topic, 1)
+        await create(cluster, topic, 1)
     for codec in CODECS:
         producer = Producer({**east.librdkafka(), "compression.type": codec})
         for number in range(50):
@@ -164,10 +164,8 @@ async def test_every_codec_is_read_by_a_client(east: Cluster, west: Cluster, nam
 
 async def test_append_time_holes_and_batches_larger_than_a_fetch(east: Cluster, west: Cluster, names: Names) -> None:
     topic = names.topic("odd")
-    await trio.to_thread.run_sync(
-        lambda: create(east, topic, 1, message_timestamp_type="LogAppendTime", max_message_bytes="8000000")
-    )
-    await trio.to_thread.run_sync(lambda: create(west, topic, 1, max_message_bytes="8000000"))
+    await create(east, topic, 1, message_timestamp_type="LogAppendTime", max_message_bytes="8000000")
+    await create(west, topic, 1, max_message_bytes="8000000")
     async with clients(east, west) as (there, here):
         big = [b"%d" % n * 300_000 for n in range(10)]
         await write(there, topic, batch(b"1", b"2", codec=3), batch(*big), batch(b"3"))
@@ -181,7 +179,7 @@ async def test_append_time_holes_and_batches_larger_than_a_fetch(east: Cluster, 
 async def test_deleted_records_are_followed(east: Cluster, west: Cluster, names: Names) -> None:
     topic = names.topic("deleted")
     for cluster in (east, west):
-        await trio.to_thread.run_sync(create, cluster, topic, 1)
+        await create(cluster, topic, 1)
     async with clients(east, west) as (there, here):
         await write(there, topic, *(batch(b"a", b"b", b"c", b"d") for _ in range(10)))
         leader = (await describe(there, [topic]))[topic].partitions[0].leader
@@ -212,14 +210,14 @@ async def test_deleted_records_are_followed(east: Cluster, west: Cluster, names:
 async def test_a_topic_created_anew_stops_its_mirror(east: Cluster, west: Cluster, names: Names) -> None:
     topic = names.topic("anew")
     for cluster in (east, west):
-        await trio.to_thread.run_sync(create, cluster, topic, 1)
+        await create(cluster, topic, 1)
     async with clients(east, west) as (there, here):
         await write(there, topic, batch(b"old"))
         async with mirrored(there, here, topic) as link:
             await caught_up(link, topic)
             await there.call(20, {"topics": [{"name": topic}], "topic_names": [topic], "timeout_ms": 5000})
             await condition(link, topic, Condition.MISSING)
-            await trio.to_thread.run_sync(create, east, topic, 1)
+            await create(east, topic, 1)
             await condition(link, topic, Condition.RECREATED)
         await write(there, topic, batch(b"new"))
         async with mirrored(there, here, topic) as link:
@@ -230,8 +228,8 @@ async def test_a_topic_created_anew_stops_its_mirror(east: Cluster, west: Cluste
 async def test_foreign_writes_are_seen_and_never_served(east: Cluster, west: Cluster, names: Names) -> None:
     topic, used = names.topic("foreign"), names.topic("used")
     for cluster in (east, west):
-        await trio.to_thread.run_sync(create, cluster, topic, 1)
-        await trio.to_thread.run_sync(create, cluster, used, 1)
+        await create(cluster, topic, 1)
+        await create(cluster, used, 1)
     async with clients(east, west) as (there, here):
         await write(here, used, batch(b"mine"))
         async with mirrored(there, here, used) as link:
@@ -256,7 +254,7 @@ async def test_ships_in_a_row_lose_nothing(east: Cluster, west: Cluster, triple:
     """A -> B, B -> C, C -> A's shape: what arrived by a mirror is shipped on, and the last table maps to the first."""
     topic = names.topic("chain")
     for cluster in (east, west, triple):
-        await trio.to_thread.run_sync(create, cluster, topic, 1)
+        await create(cluster, topic, 1)
     async with clients(east, west, triple) as (one, two, three):
         await write(one, topic, batch(b"1", b"2"), batch(b"3"))
         async with mirrored(one, two, topic) as first:
@@ -277,7 +275,7 @@ async def test_exchange_ends_with_the_union(east: Cluster, west: Cluster, triple
     topic = names.topic("union")
     clusters = [east, west, triple]
     for cluster in clusters:
-        await trio.to_thread.run_sync(create, cluster, topic, 2)
+        await create(cluster, topic, 2)
     async with clients(*clusters) as opened, trio.open_nursery() as nursery:
         links = {}
         for a in opened:
@@ -321,7 +319,7 @@ async def test_leaders_move_and_brokers_restart(triple: Cluster, west: Cluster, 
     topic, back = names.topic("moving"), names.topic("back")
     for cluster in (triple, west):
         for name in (topic, back):
-            await trio.to_thread.run_sync(create, cluster, name, 3)
+            await create(cluster, name, 3)
     producer = Producer({**west.librdkafka(), "enable.idempotence": True})
     other = Producer({**triple.librdkafka(), "enable.idempotence": True, "message.timeout.ms": 120000})
     async with clients(west, triple) as (one, three):
@@ -350,8 +348,8 @@ async def test_leaders_move_and_brokers_restart(triple: Cluster, west: Cluster, 
 async def test_compacted_history_is_copied_with_its_holes(east: Cluster, west: Cluster, names: Names) -> None:
     topic = names.topic("compacted")
     compact = {"cleanup_policy": "compact", "min_cleanable_dirty_ratio": "0.001", "segment_ms": "200"}
-    await trio.to_thread.run_sync(lambda: create(east, topic, 1, **compact))
-    await trio.to_thread.run_sync(create, west, topic, 1)
+    await create(east, topic, 1, **compact)
+    await create(west, topic, 1)
     async with clients(east, west) as (there, here):
         for number in range(len(CODECS)):
             records = [Record(n, NOW + n, 0, body_of(b"%d" % (n % 3 or 10 * number + n), b"v" * 50)) for n in range(9)]
@@ -378,7 +376,7 @@ async def test_a_source_whose_epoch_ends_earlier_stops_its_mirror(names: Names, 
     with running(ClusterSpec("restarted", first_broker_id=31)) as found:
         source = found["restarted"]
         for cluster in (source, west):
-            await trio.to_thread.run_sync(create, cluster, topic, 1)
+            await create(cluster, topic, 1)
         async with clients(source, west) as (there, here):
             await write(there, topic, batch(b"1", b"2"))
             await trio.to_thread.run_sync(source.brokers[0].terminate)

@@ -22,7 +22,7 @@ async def killed(
 ) -> list[tuple[list[Held], list[Held]]]:
     """Load on the source while mirrors are killed; then what both sides hold, by partition."""
     for cluster in (source, target):
-        await trio.to_thread.run_sync(create, cluster, topic, PARTITIONS)
+        await create(cluster, topic, PARTITIONS)
     chance = random.Random(topic)
     topics = {topic: PARTITIONS}
     load = Load(source, topic, PARTITIONS)
@@ -87,7 +87,7 @@ async def test_a_second_mirror_and_a_paused_one_that_wakes_up(east: Cluster, wes
     topic = names.topic("twice")
     topics = {topic: PARTITIONS}
     for cluster in (east, west):
-        await trio.to_thread.run_sync(create, cluster, topic, PARTITIONS)
+        await create(cluster, topic, PARTITIONS)
     running = Load(east, topic, PARTITIONS).running()
     await trio.to_thread.run_sync(running.__enter__)
     try:

@@ -44,7 +44,7 @@ async def setting(client: ClusterClient, topic: str, name: str, value: str) -> N
 
 async def test_a_target_is_made_grows_and_follows(east: Cluster, west: Cluster, names: Names) -> None:
     topic = names.topic("grown")
-    await trio.to_thread.run_sync(lambda: create(east, topic, 2, retention_ms="3600000", max_message_bytes="2000000"))
+    await create(east, topic, 2, retention_ms="3600000", max_message_bytes="2000000")
     async with replicating(east, west) as (replicator, (there, here)):
         await write(there, topic, batch(b"1"))
         mirror = Mirror(topic, "east", "west")
@@ -83,8 +83,8 @@ async def test_a_target_is_made_grows_and_follows(east: Cluster, west: Cluster, 
 
 async def test_a_target_that_would_change_records_is_refused(east: Cluster, west: Cluster, names: Names) -> None:
     topic = names.topic("unfit")
-    await trio.to_thread.run_sync(create, east, topic, 1)
-    await trio.to_thread.run_sync(lambda: create(west, topic, 2, message_timestamp_type="LogAppendTime"))
+    await create(east, topic, 1)
+    await create(west, topic, 2, message_timestamp_type="LogAppendTime")
     async with replicating(east, west) as (replicator, (there, here)):
         await write(there, topic, batch(b"1"))
         progress = await replicator.add(Mirror(topic, "east", "west"))
