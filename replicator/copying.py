@@ -43,15 +43,15 @@ class Journal:
     def offer(self) -> None:
         self.outlet.offer(self)
 
-    def next(self) -> memoryview | None:
-        if self.session.ended.is_set():
+    def next(self, now: int) -> memoryview | None:
+        if self.session.over:
             return None
         assert self.session.unit is not None
-        return self.session.unit.journal_batch(int(time.time() * 1000))
+        return self.session.unit.journal_batch(now)
 
-    def answered(self, answer: Produced) -> None:
+    def answered(self, answer: Produced, now: int) -> None:
         session = self.session
-        if session.ended.is_set():
+        if session.over:
             return
         if answer.error:
             session.fail(f"journal: {_words(answer)}")
@@ -90,25 +90,24 @@ class Data:
 
     # -- as a lane of the target ----------------------------------------------------------------------------------
 
-    def next(self) -> memoryview | None:
-        if self.session.ended.is_set():
+    def next(self, now: int) -> memoryview | None:
+        if self.session.over:
             return None
-        one = self.partition.next_batch(int(time.time() * 1000))
+        one = self.partition.next_batch(now)
         return one.data if one is not None else None
 
-    def answered(self, answer: Produced) -> None:
+    def answered(self, answer: Produced, now: int) -> None:
         session, status = self.session, self.status
-        if session.ended.is_set():
+        if session.over:
             return
         if answer.error:
             if answer.error in _FOR_GOOD:
                 session.halt(self, Stop(Condition.REFUSED, _words(answer)))
             session.fail(f"partition {self.partition.stream.partition}: {_words(answer)}")
             return
-        now = time.time()
         partition = self.partition
         try:
-            one = partition.acknowledged(answer.base_offset, int(now * 1000))
+            one = partition.acknowledged(answer.base_offset, now)
         except Inconsistent as error:
             session.halt(self, Stop(Condition.TARGET_LOST, str(error)))
             session.fail(str(error))
@@ -116,7 +115,7 @@ class Data:
         size = len(one.data)
         status.records_here += one.records
         status.bytes += size
-        status.last_copied = now
+        status.last_copied = now / 1000
         if partition.idle:
             self.show()
         counters = session.link.counters
@@ -147,7 +146,7 @@ class Data:
         return Wanted(self.partition.fetch_position, self.partition.fetch_epoch, self._fetch_bytes)
 
     async def fetched(self, answer: Fetched) -> None:
-        if self.session.ended.is_set():
+        if self.session.over:
             return
         try:
             if answer.error:
@@ -177,7 +176,7 @@ class Data:
                 ids = producer_ids(batches)
                 if not ids <= link.local_ids:
                     await link.knows(ids, session.assignment.mode)
-                    if session.ended.is_set():
+                    if session.over:
                         return
                 foreign = link.mirrored if exchange else None
                 made = cut(answer.records, partition.fetch_position, answer.aborted, foreign, batches)

@@ -208,14 +208,16 @@ class Session:
         self.journal: Journal | None = None
         self.lanes: dict[int, Data] = {}
         self.ended = trio.Event()
+        self.over = False  # the same, for the hot path
         self.source_topic: Topic | None = None
         self._placed: dict[int, tuple[int, Feeder]] = {}
         self._missing_since = math.inf  # when the source's metadata last ceased to have the topic
 
     def fail(self, reason: str) -> None:
         """End the session; what is in flight is nobody's business any more."""
-        if not self.ended.is_set():
+        if not self.over:
             self.reason = reason
+            self.over = True
             self.ended.set()
 
     async def run(self) -> None:
@@ -228,6 +230,7 @@ class Session:
                 await self.ended.wait()
                 nursery.cancel_scope.cancel()
         finally:
+            self.over = True
             self.ended.set()
             link.sessions.pop(assignment, None)
             for number, (_, feeder) in self._placed.items():
@@ -328,7 +331,7 @@ class Session:
 
     def place(self, info: TopicInfo | None) -> None:
         """Give each partition to its present leader's feeder; None: no broker knows the topic."""
-        if self.ended.is_set() or self.source_topic is None:
+        if self.over or self.source_topic is None:
             return
         now = trio.current_time()
         self._missing_since = min(self._missing_since, now) if info is None else math.inf

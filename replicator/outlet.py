@@ -6,6 +6,7 @@ had in flight when it was lost is not sent again by anybody: the lanes' units be
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -29,10 +30,10 @@ class Lane(Protocol):
 
     place: Place
 
-    def next(self) -> memoryview | None:
-        """The next batch that may be sent; it is then on its way."""
+    def next(self, now: int) -> memoryview | None:
+        """The next batch that may be sent; it is then on its way. `now` is Unix ms."""
 
-    def answered(self, answer: Produced) -> None:
+    def answered(self, answer: Produced, now: int) -> None:
         """The oldest batch on its way was answered."""
 
     def lost(self, reason: str) -> None:
@@ -117,12 +118,13 @@ class Outlet:
         lanes: list[Lane] = []
         used: set[Place] = set()
         size = 0
+        now = int(time.time() * 1000)
         for lane in list(self._ready):
             if size >= REQUEST_BYTES:
                 break
             if lane.place in used:
                 continue
-            data = lane.next()
+            data = lane.next(now)
             del self._ready[lane]
             if data is None:
                 continue
@@ -143,6 +145,7 @@ class Outlet:
             ticket, lanes = self._pending[0]
             answers = produce_answer(version, await connection.receive(ticket, ANSWER_SECONDS))
             self._pending.popleft()
+            now = int(time.time() * 1000)
             by_place = {(one.topic, one.partition): one for one in answers}
             for lane in lanes:
                 topic, partition = lane.place
@@ -150,7 +153,7 @@ class Outlet:
                 if answer is None:
                     lane.lost("an answer without the partition")
                 else:
-                    lane.answered(answer)
+                    lane.answered(answer, now)
             self._wake.set()
 
 
