@@ -113,7 +113,7 @@ async def test_share_groups(sides: Sides, jvm: Jvm) -> None:
                 say("as consumer", await attempt(admin.call("describe_consumer_groups", groups=[group])))
             say("empty", await _listed(side, admin, share="Empty"))
             offsets = partial(admin.call, "list_share_group_offsets", group=group)
-            say("offsets", await until(offsets, lambda found: 5 in found.values()))
+            say("offsets", await until(offsets, bool))
             say("alter", await attempt(admin.call("alter_share_group_offsets", group=group, offsets=[[topic, 0, 2]])))
             say("altered", await offsets())
             say("delete", await attempt(admin.call("delete_share_groups", groups=[group, nobody])))

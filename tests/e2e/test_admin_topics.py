@@ -131,7 +131,6 @@ async def test_broker_configuration(sides: Sides, jvm: Jvm) -> None:
             of_all = partial(describe, "default", "broker", "")
             say("default", await until(of_all, lambda found: "log.cleaner.backoff.ms" in found))
             await alter("of all, back", ["broker", "", "log.cleaner.backoff.ms", None])
-            await describe("unknown", "broker", "77")
             await describe("no number", "broker", "east")
             loggers = await describe("loggers", "broker_logger", node)
             say("a logger", loggers["kafka.log.LogManager"])
@@ -152,6 +151,16 @@ async def test_broker_configuration(sides: Sides, jvm: Jvm) -> None:
     await sides.compare(script, one_by_one=True)
 
 
+async def test_brokers_that_are_not_there(sides: Sides, jvm: Jvm) -> None:
+    async def script(side: Side, say: Said) -> None:
+        async with jvm.admin(side.java, default_api_timeout_ms="4000", request_timeout_ms="3000") as admin:
+            asked = [["broker", "77"]]
+            say("configuration", list((await admin.call("describe_configs", resources=asked)).values()))
+            say("directories", list((await attempt(admin.call("describe_log_dirs", brokers=[77]))).values()))
+
+    await sides.compare(script)
+
+
 async def test_offsets_records_and_log_dirs(sides: Sides, jvm: Jvm) -> None:
     async def script(side: Side, say: Said) -> None:
         orders = side.topic("orders")
@@ -170,7 +179,6 @@ async def test_offsets_records_and_log_dirs(sides: Sides, jvm: Jvm) -> None:
             dirs = await attempt(admin.call("describe_log_dirs", brokers=[side.node]))
             (of_broker,) = dirs.values()
             say("sizes", {name: found for name, found in of_broker.items() if name.rpartition("-")[0] == orders})
-            say("no such broker", list((await attempt(admin.call("describe_log_dirs", brokers=[77]))).values()))
 
     await sides.compare(script)
 
