@@ -116,7 +116,7 @@ async def _pass(session: Session, window: memoryview, size: int) -> None:
         return
     left = end - len(window)
     await session.client.send(window, more=True)
-    await move(inbox, session.client, left, session.around.pipes)
+    await move(inbox, session.client, left, session.around.pipes, session.around.bulk)
 
 
 async def _whole(session: Session, window: memoryview, size: int, slot: Slot) -> None:
@@ -282,7 +282,7 @@ async def _fetch_in_pieces(session: Session, window: memoryview, pos: int, end: 
         unit = 0  # bytes at hand of a unit that is not complete
         if pos > len(data):  # the records go on behind what is at hand
             await client.send(data, more=True)
-            await move(inbox, client, pos - len(data), pipes)
+            await move(inbox, client, pos - len(data), pipes, session.around.bulk)
             left -= pos
             if not left:
                 walk.advance(data[:0], 0)

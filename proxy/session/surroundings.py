@@ -14,7 +14,7 @@ from kafka_wire.schema import by_key
 from metadata_service.view import View
 from proxy.apis.contract import Federation, Handler
 from proxy.transport.channel import SCRATCH, Channel
-from proxy.transport.splice import Pipes
+from proxy.transport.splice import BUFFER, Pipes
 from runtime.metrics import ApiCounters, Metrics
 from runtime.settings import Limits
 
@@ -108,6 +108,7 @@ class Surroundings:
     metrics: Metrics = field(default_factory=Metrics)
     pipes: Pipes = field(default_factory=Pipes)
     scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(SCRATCH)))
+    bulk: memoryview = field(default_factory=lambda: memoryview(bytearray(BUFFER)))  # lent for bodies towards clients
     # SASL clusters, whose clients are known only once their broker has answered them.
     authenticating: Callable[[str], bool] = lambda cluster: False
     # Answers made of cached bytes, without decoding the request: key -> body or None to take the handler's way.

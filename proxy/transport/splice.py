@@ -1,7 +1,11 @@
-"""Moving the body of a frame from one channel to another, inside the kernel where both are plain TCP.
+"""Moving the body of a frame from one channel to another, in one of two ways where both are plain TCP.
 
-splice(2) through a pipe: the bytes never enter this process. Pipes are pooled; a pipe that still holds bytes when
-a transfer fails is thrown away.
+splice(2) through a pipe: the bytes never enter this process; the cheaper way in CPU. Pipes are pooled; a pipe that
+still holds bytes when a transfer fails is thrown away.
+
+Through a buffer that all transfers of the process lend: fewer and larger pieces arrive at the target, which costs its
+reader less than the pages of a file one by one (measured: consuming is some 10 % faster). Only as much is read as the
+target takes at once, so nothing waits in this process's memory; a target that does not keep up is spliced to.
 """
 
 from __future__ import annotations
@@ -9,6 +13,8 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import struct
+import termios
 import time
 
 from proxy.transport.channel import Channel, ChannelClosed, Inbox, PlainChannel, TornFrame
@@ -16,6 +22,8 @@ from proxy.transport.channel import Channel, ChannelClosed, Inbox, PlainChannel,
 PIPE_SIZE = 1 << 20
 FALLBACK_PIPE_SIZE = 1 << 16  # what the kernel gives where the user's pipe budget is spent
 LOW_WATER = 1 << 17  # while a large body is under way, wake for pieces of this size rather than for every segment
+BUFFER = 1 << 20
+LEAST = 1 << 16  # a target with less room than this is not keeping up
 _FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 _MORE = 4  # SPLICE_F_MORE
 
@@ -106,15 +114,59 @@ async def _splice(source: PlainChannel, target: PlainChannel, count: int, pipes:
         pipes.give(pipe, clean)
 
 
-async def move(source: Inbox, target: Channel, count: int, pipes: Pipes) -> None:
+def _room(sock: socket.socket) -> int:
+    """Bytes that certainly can be sent now: half of what is free, since the kernel counts its overhead too."""
+    queued = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+    return (sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - int(queued)) // 2
+
+
+async def _copy(source: PlainChannel, target: PlainChannel, count: int, buffer: memoryview) -> int:
+    """Through `buffer`, while the target keeps up; what is left to be moved."""
+    src, dst = source.sock, target.sock
+    low = 1
+    try:
+        while count:
+            room = min(count, len(buffer), _room(dst))
+            if room < min(count, LEAST):
+                break
+            await source.turn()
+            try:
+                got = src.recv_into(buffer[:room])
+            except BlockingIOError:
+                want = min(count, LOW_WATER)
+                if want != low:
+                    src.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, want)
+                    low = want
+                await source.readable()
+                continue
+            if not got:
+                raise TornFrame
+            count -= got
+            await target.send(buffer[:got], more=bool(count))
+    except OSError as error:
+        raise ChannelClosed(error.strerror) from None
+    except ValueError:
+        raise ChannelClosed("closed here") from None
+    finally:
+        if low != 1 and src.fileno() >= 0:
+            src.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+    return count
+
+
+async def move(source: Inbox, target: Channel, count: int, pipes: Pipes, buffer: memoryview | None = None) -> None:
     """`count` bytes that have not been read yet, from `source`'s channel to `target`, in order.
+
+    `buffer`: copy through it rather than splice, as long as the target keeps up.
 
     Nothing may be kept in `source`. Raises ChannelClosed when either side ends; the frame is then torn and both
     connections must be closed.
     """
     channel = source.channel
     if isinstance(channel, PlainChannel) and isinstance(target, PlainChannel):
-        await _splice(channel, target, count, pipes)
+        if buffer is not None:
+            count = await _copy(channel, target, count, buffer)
+        if count:
+            await _splice(channel, target, count, pipes)
         return
     while count:
         window = source.scratch[: min(count, len(source.scratch))]
