@@ -115,7 +115,7 @@ def _reconsider(record: TopicRecord, conflict: tuple[str, ...], placement: Place
         and record.judged < version
         and place.explicit
         and place.cluster in conflict
-        and bool(record.conflict)  # it was known when the rules were changed: they were meant for it
+        and place.cluster in record.conflict  # it was known when the rules were changed: they were meant for it
     )
 
 
