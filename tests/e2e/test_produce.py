@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import pytest
 import trio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from kafka_client import ClusterClient
 from tests.e2e.reading import BOUND, Seen, create, produce, read
-from tests.fixtures.sides import Side, Sides
+from tests.fixtures.sides import Side, Sides, until
 from tools.java_client import Jvm
 
+LIST_OFFSETS, CREATE_TOPICS, INIT_PRODUCER_ID = 2, 19, 22
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 SHAPES: list[dict[str, object]] = [
     {"key": b"k", "value": b"plain"},
@@ -208,6 +211,36 @@ async def test_new_topics_and_partitions_take_writes_at_once(sides: Sides, jvm: 
                                 sent = await fresh.send(topic, 40, partition=1, size=2000)
                                 break
                 assert [each.offset for each in sent] == list(range(40))
+
+
+async def test_leaders_serve_as_soon_as_a_topic_is_made(sides: Sides) -> None:
+    """A broker's own metadata is some milliseconds ahead of its logs; the endpoint says "created" only after both."""
+    async with ClusterClient("endpoint", [sides.here.bootstrap]) as client:
+        for number in range(15):
+            for side in (sides.here, sides.there):
+                name = side.topic(f"t-{number}")
+                new = {"name": name, "num_partitions": 3, "replication_factor": 1, "assignments": [], "configs": []}
+                made = await client.call(CREATE_TOPICS, {"topics": [new], "timeout_ms": 10_000, "validate_only": False})
+                assert [one["error_code"] for one in made["topics"]] == [0]
+                asked = [{"partition_index": n, "current_leader_epoch": -1, "timestamp": -1} for n in range(3)]
+                request = {"replica_id": -1, "isolation_level": 0, "topics": [{"name": name, "partitions": asked}]}
+                ends = await client.call(LIST_OFFSETS, request, broker=side.node)
+                assert [one["error_code"] for one in ends["topics"][0]["partitions"]] == [0, 0, 0]
+
+
+async def test_producer_ids_of_both_clusters_are_different(sides: Sides) -> None:
+    """Each cluster counts them from 0; a broker takes a second producer of the same id for the first one again."""
+    given: dict[int, list[int]] = {}
+    request = {"transactional_id": None, "transaction_timeout_ms": 0, "producer_id": -1, "producer_epoch": -1}
+    async with ClusterClient("endpoint", [sides.here.bootstrap]) as client:
+        for node in (sides.here.node, sides.there.node):
+            call = partial(client.call, INIT_PRODUCER_ID, request, broker=node)
+            # The first one waits for the controller to give the broker some.
+            answers = [await until(call, lambda answer: answer["error_code"] == 0) for _ in range(5)]
+            given[node] = [one["producer_id"] for one in answers]
+    origins = [{one >> 40 for one in mine} for mine in given.values()]
+    assert all(len(origin) == 1 for origin in origins), given
+    assert origins[0] != origins[1], given
 
 
 async def test_idempotent_producers_of_both_clusters_do_not_collide(sides: Sides) -> None:
