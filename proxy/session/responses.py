@@ -13,7 +13,7 @@ from metadata_service.models import STRIDE
 from proxy.apis.contract import CloseConnection
 from proxy.session.session import Kind, Session, Slot
 from proxy.transport.channel import SCRATCH, ChannelClosed
-from proxy.transport.splice import move
+from proxy.transport.splice import move, piece
 
 _HEAD = struct.Struct(">ii")  # size, correlation id
 HEAD = 8192
@@ -116,7 +116,7 @@ async def _pass(session: Session, window: memoryview, size: int) -> None:
         return
     left = end - len(window)
     await session.client.send(window, more=True)
-    await move(inbox, session.client, left, session.around.pipes, session.around.bulk)
+    await move(inbox, session.client, left, session.around.pipes)
 
 
 async def _whole(session: Session, window: memoryview, size: int, slot: Slot) -> None:
@@ -270,19 +270,23 @@ async def _fetch_in_pieces(session: Session, window: memoryview, pos: int, end: 
     data = window
     left = end  # of the frame, from the beginning of `data`
     while True:
-        while True:
+        while pos <= len(data):
             pos, records = walk.advance(data, pos)
             if not records:
                 break
             pos += records
-            if pos > len(data):
-                break
         if pos > left:
             raise DecodeError("records that are longer than their frame")
         unit = 0  # bytes at hand of a unit that is not complete
         if pos > len(data):  # the records go on behind what is at hand
             await client.send(data, more=True)
-            await move(inbox, client, pos - len(data), pipes, session.around.bulk)
+            pos -= len(data)
+            left -= len(data)
+            more = await piece(inbox.channel, client, left, session.around.bulk)
+            if more is not None:
+                data = more
+                continue
+            await move(inbox, client, pos, pipes)
             left -= pos
             if not left:
                 walk.advance(data[:0], 0)

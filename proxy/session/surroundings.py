@@ -108,7 +108,9 @@ class Surroundings:
     metrics: Metrics = field(default_factory=Metrics)
     pipes: Pipes = field(default_factory=Pipes)
     scratch: memoryview = field(default_factory=lambda: memoryview(bytearray(SCRATCH)))
-    bulk: memoryview = field(default_factory=lambda: memoryview(bytearray(BUFFER)))  # lent for bodies towards clients
+    bulk: memoryview = field(
+        default_factory=lambda: memoryview(bytearray(BUFFER))
+    )  # lent for what goes to clients in large pieces
     # SASL clusters, whose clients are known only once their broker has answered them.
     authenticating: Callable[[str], bool] = lambda cluster: False
     # Answers made of cached bytes, without decoding the request: key -> body or None to take the handler's way.

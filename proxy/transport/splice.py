@@ -120,29 +120,31 @@ def _room(sock: socket.socket) -> int:
     return (sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - int(queued)) // 2
 
 
-async def _copy(source: PlainChannel, target: PlainChannel, count: int, buffer: memoryview) -> int:
-    """Through `buffer`, while the target keeps up; what is left to be moved."""
-    src, dst = source.sock, target.sock
+async def piece(source: Channel, target: Channel, limit: int, buffer: memoryview) -> memoryview | None:
+    """What has arrived at `source`, at most `limit` bytes, in lent memory that is valid until the next `await`.
+
+    At most as much as `target` takes at once. None: it does not keep up, or the two are not both plain TCP.
+    """
+    if not isinstance(source, PlainChannel) or not isinstance(target, PlainChannel):
+        return None
+    src = source.sock
     low = 1
     try:
-        while count:
-            room = min(count, len(buffer), _room(dst))
-            if room < min(count, LEAST):
-                break
-            await source.turn()
+        room = min(limit, len(buffer), _room(target.sock))
+        if room < min(limit, LEAST):
+            return None
+        await source.turn()
+        while True:
             try:
                 got = src.recv_into(buffer[:room])
             except BlockingIOError:
-                want = min(count, LOW_WATER)
-                if want != low:
-                    src.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, want)
-                    low = want
+                low = min(limit, LOW_WATER)
+                src.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, low)
                 await source.readable()
                 continue
             if not got:
                 raise TornFrame
-            count -= got
-            await target.send(buffer[:got], more=bool(count))
+            return buffer[:got]
     except OSError as error:
         raise ChannelClosed(error.strerror) from None
     except ValueError:
@@ -150,23 +152,17 @@ async def _copy(source: PlainChannel, target: PlainChannel, count: int, buffer: 
     finally:
         if low != 1 and src.fileno() >= 0:
             src.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-    return count
 
 
-async def move(source: Inbox, target: Channel, count: int, pipes: Pipes, buffer: memoryview | None = None) -> None:
+async def move(source: Inbox, target: Channel, count: int, pipes: Pipes) -> None:
     """`count` bytes that have not been read yet, from `source`'s channel to `target`, in order.
-
-    `buffer`: copy through it rather than splice, as long as the target keeps up.
 
     Nothing may be kept in `source`. Raises ChannelClosed when either side ends; the frame is then torn and both
     connections must be closed.
     """
     channel = source.channel
     if isinstance(channel, PlainChannel) and isinstance(target, PlainChannel):
-        if buffer is not None:
-            count = await _copy(channel, target, count, buffer)
-        if count:
-            await _splice(channel, target, count, pipes)
+        await _splice(channel, target, count, pipes)
         return
     while count:
         window = source.scratch[: min(count, len(source.scratch))]
