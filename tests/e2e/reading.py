@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from tools.local_cluster.cluster import Setting
 
@@ -38,11 +38,17 @@ def seen(message: Message) -> Seen:
 
 
 def create(config: Mapping[str, Setting], *topics: str, partitions: int = 1, **settings: str) -> None:
-    """Topics, through whatever `config` names; settings with underscores for dots."""
+    """Topics that take writes, through whatever `config` names; settings with underscores for dots."""
     named = {name.replace("_", "."): value for name, value in settings.items()}
     admin = AdminClient({**config, "log_level": 0})
     for made in admin.create_topics([NewTopic(topic, partitions, config=named) for topic in topics]).values():
         made.result(BOUND)
+    # A broker's metadata is ahead of its logs; acks=0 into a log that is not open yet is lost without a word.
+    wanted = {TopicPartition(topic, n): OffsetSpec.latest() for topic in topics for n in range(partitions)}  # type: ignore[no-untyped-call]
+    deadline = time.monotonic() + BOUND
+    while wanted:
+        assert time.monotonic() < deadline, wanted
+        wanted = {one: wanted[one] for one, end in admin.list_offsets(wanted).items() if end.exception(BOUND)}
 
 
 def produce(config: Mapping[str, Setting], records: Iterable[Mapping[str, object]], **settings: Setting) -> list[Seen]:

@@ -200,7 +200,7 @@ async def test_new_topics_and_partitions_take_writes_at_once(sides: Sides, jvm: 
             for side in (sides.here, sides.there):
                 topic = side.topic(f"new-{number}")
                 async with jvm.producer(side.java, delivery_timeout_ms="15000") as producer:
-                    await admin.create_topic(topic, 1)
+                    await admin.done("create_topics", topics=[{"name": topic, "partitions": 1}])
                     sent = await producer.send(topic, 40, partition=0, size=2000)
                     assert [each.offset for each in sent] == list(range(40))
                     await admin.done("create_partitions", topics={topic: 2})

@@ -13,7 +13,7 @@ from tools.java_client import Jvm
 async def test_consumer_groups(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
     async def script(side: Side, said: Said) -> None:
         shell, topic, group = Shell(side, jvm, said, tmp_path), side.topic("orders"), side.group("g")
-        (await shell("kafka-topics", "--create", "--topic", topic, "--partitions", "2")).check()
+        await shell.create(topic, 2)
         tool, named = "kafka-consumer-groups", ("--group", group)
         async with (
             jvm.producer(side.java) as producer,
@@ -59,7 +59,7 @@ async def test_share_groups(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
     async def script(side: Side, said: Said) -> None:
         shell, topic, group = Shell(side, jvm, said, tmp_path), side.topic("jobs"), side.group("share")
         named = ("--group", group)
-        (await shell("kafka-topics", "--create", "--topic", topic)).check()
+        await shell.create(topic)
         start = ("--entity-type", "groups", "--entity-name", group, "--add-config", "share.auto.offset.reset=earliest")
         (await shell("kafka-configs", "--alter", *start)).check()
         await shell("kafka-console-producer", "--topic", topic, stdin="one\ntwo\nthree\n")
@@ -83,7 +83,7 @@ async def test_streams_groups(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
     async def script(side: Side, said: Said) -> None:
         shell, source, sink, app = Shell(side, jvm, said, tmp_path), side("words"), side("counts"), side("app")
         for topic in (source, sink):
-            (await shell("kafka-topics", "--create", "--topic", topic)).check()
+            await shell.create(topic)
         await shell("kafka-console-producer", "--topic", source, stdin="one\n")
         tool, named = "kafka-streams-groups", ("--group", app)
         async with (
@@ -107,7 +107,7 @@ async def test_streams_groups(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
 async def test_transactions(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
     async def script(side: Side, said: Said) -> None:
         shell, topic, mine = Shell(side, jvm, said, tmp_path), side.topic("orders"), side.transactional_id("t")
-        (await shell("kafka-topics", "--create", "--topic", topic, "--partitions", "2")).check()
+        await shell.create(topic, 2)
         tool = "kafka-transactions"
         async with jvm.producer(side.java, transactional_id=mine) as producer:
             await producer.init_transactions()
@@ -134,7 +134,7 @@ async def test_transactions(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
 async def test_loads(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
     async def script(side: Side, said: Said) -> None:
         shell, topic = Shell(side, jvm, said, tmp_path), side.topic("load")
-        (await shell("kafka-topics", "--create", "--topic", topic, "--partitions", "2")).check()
+        await shell.create(topic, 2)
         many = ("--topic", topic, "--num-records", "2000", "--record-size", "100", "--throughput", "-1")
         perf = await shell("kafka-producer-perf-test", *many)
         said("producer", {"code": perf.code, "sent": perf.out.split(",")[0]})

@@ -47,7 +47,7 @@ async def test_topics(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
 async def test_configs(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
     async def script(side: Side, said: Said) -> None:
         shell, topic = Shell(side, jvm, said, tmp_path), side.topic("orders")
-        (await shell("kafka-topics", "--create", "--topic", topic)).check()
+        await shell.create(topic)
 
         async def say(label: str, kind: str, name: str | None, *arguments: str) -> None:
             entity = ("--entity-default",) if name is None else ("--entity-name", name)
@@ -94,7 +94,7 @@ async def test_records(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
     async def script(side: Side, said: Said) -> None:
         shell, topic = Shell(side, jvm, said, tmp_path), side.topic("orders")
         named = ("--topic", topic)
-        (await shell("kafka-topics", "--create", *named)).check()
+        await shell.create(topic)
         keyed = ("--reader-property", "parse.key=true", "--reader-property", "parse.headers=true")
         typed = "a:1,b:2\tkey\tone\nc:3\tkey\ttwo\nd:4\tkey\tthree\n"
         await shell.say("produce", "kafka-console-producer", *named, *keyed, stdin=typed)
@@ -136,7 +136,7 @@ async def test_records(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
 async def test_replicas(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
     async def script(side: Side, said: Said) -> None:
         shell, topic = Shell(side, jvm, said, tmp_path), side.topic("orders")
-        (await shell("kafka-topics", "--create", "--topic", topic, "--partitions", "2")).check()
+        await shell.create(topic, 2)
         move = "kafka-reassign-partitions"
         topics = shell.file("topics.json", json.dumps({"version": 1, "topics": [{"topic": topic}]}))
         node = str(side.node)

@@ -36,6 +36,11 @@ class Shell:
         where = ("--bootstrap-server", self.side.bootstrap) if server else ()
         return await self.jvm.tool(tool, *where, *arguments, stdin=stdin, timeout=TIMEOUT)
 
+    async def create(self, topic: str, partitions: int = 1) -> None:
+        """A topic that takes writes: the second tool waits for its leaders."""
+        await self("kafka-topics", "--create", "--topic", topic, "--partitions", str(partitions))
+        (await self("kafka-get-offsets", "--topic", topic)).check()
+
     async def say(
         self,
         label: str,

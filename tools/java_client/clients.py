@@ -304,7 +304,12 @@ class Admin(Client):
     async def create_topic(
         self, name: str, partitions: int | None = None, *, config: Mapping[str, str] | None = None
     ) -> None:
-        """None: as many partitions as the cluster gives by default; so are replicas."""
+        """None: as many partitions as the cluster gives by default; so are replicas. Ready for writes when it returns.
+
+        A broker's metadata is ahead of its logs: an idempotent producer that is quick enough would have its first batch
+        refused and its second one taken, and never get over it. Offsets are asked for until there are some.
+        """
         await self.done(
             "create_topics", topics=[{"name": name, "partitions": partitions, "config": dict(config or {})}]
         )
+        await self.done("list_offsets", partitions=[[name, number, "latest"] for number in range(partitions or 1)])
