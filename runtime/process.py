@@ -48,7 +48,9 @@ State = Literal["starting", "ready", "backing off", "draining", "ended"]
 def say_ready() -> None:
     """Print the ready line. A closed stdout is no reason to stop."""
     try:
-        print(READY, flush=True)
+        sys.stdout.flush()
+        # One write: an unbuffered print makes two, and a log line of another process may come between.
+        os.write(sys.stdout.fileno(), f"{READY}\n".encode())
     except (OSError, ValueError):
         pass
 

@@ -38,7 +38,7 @@ async def refusals(store: OpenedStore, lease: int) -> dict[str, StoreUnavailable
         started = time.monotonic()
         with pytest.raises(StoreUnavailable) as caught:
             await CALLS[name](store, lease)
-        assert time.monotonic() - started < DEADLINE + 1.0
+        assert time.monotonic() - started < DEADLINE + 4.0
         raised[name] = caught.value
 
     async with trio.open_nursery() as nursery:
