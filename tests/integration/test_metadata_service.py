@@ -414,16 +414,17 @@ async def test_a_groups_home_follows_its_commits_and_all_workers_agree(world: Wo
         assert names("new") not in worker.view.groups
 
 
-async def test_a_group_on_two_clusters_is_shown(world: World, names: Names) -> None:
+async def test_commits_of_a_group_on_two_clusters_both_count(world: World, names: Names) -> None:
     for cluster in (world.east, world.west):
         await _create(cluster, names("both"))
         await _commit(cluster, names("twice"), names("both"), 1)
     async with world.controller(), world.worker() as worker:
         view = await _seen(worker, lambda view: names("twice") in view.groups)
         home = view.groups[names("twice")]
-        assert (home.cluster, home.conflict) == ("east", ("west",))
+        assert (home.cluster, home.conflict, home.carry) == ("east", (), ("west",))
         facts = await read_facts(world.store, view, 0.0)
-        assert ("group conflict", names("twice")) in {(one.kind, one.subject) for one in doctor.findings(facts)}
+        # A conflict is only what is live on both: that needs a decision, this does not.
+        assert ("group conflict", names("twice")) not in {(one.kind, one.subject) for one in doctor.findings(facts)}
 
 
 async def test_a_transactional_id_is_at_home_where_it_writes_first(world: World, names: Names) -> None:
