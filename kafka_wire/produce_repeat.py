@@ -22,12 +22,11 @@ class RepeatedProduce:
     hint or a message.
     """
 
-    __slots__ = ("acks", "answer_head", "answer_size", "error_at", "generation", "head", "head_end", "version")
+    __slots__ = ("answer_head", "answer_size", "error_at", "generation", "head", "head_end", "version")
 
-    def __init__(self, frame: memoryview, partition_at: int, version: int, topic: str | bytes, acks: int) -> None:
+    def __init__(self, frame: memoryview, partition_at: int, version: int, topic: str | bytes) -> None:
         """`frame` without its size prefix; `partition_at` is where the partition's index lies in it."""
         self.version = version
-        self.acks = acks
         self.head = bytes(frame[_FIRST - 4 : partition_at])
         self.head_end = _FIRST + len(self.head)
         key = "topic_id" if version >= TOPIC_IDS_FROM else "name"

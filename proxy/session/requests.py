@@ -158,7 +158,7 @@ def _judge_produce(session: Session, frame: memoryview, header: RequestHeader) -
         return header
     slot = _produce_slot(session, head, header)
     if head.single and head.transactional_id is None and head.topic is not None and head.acks:
-        session.last_produce = slot.repeated = RepeatedProduce(frame, head.partition_at, version, head.topic, head.acks)
+        session.last_produce = slot.repeated = RepeatedProduce(frame, head.partition_at, version, head.topic)
         session.last_produce.generation = view.generation
     return slot
 
@@ -315,7 +315,6 @@ async def _handle(session: Session, frame: bytes | bytearray, header: RequestHea
     if 0 < session.login_ends < time.monotonic():
         # As the broker, which may never hear of what is answered here.
         raise session.refuse("login_expired", api=key)
-    session.authenticating = False
     slot = Slot(Kind.LOCAL, key, version, header.correlation, session.cluster)
     call = SessionCall(session, around.view(), key, version)
     session.handling = call.view.revision
@@ -372,7 +371,6 @@ async def _sasl(session: Session, frame: bytes | bytearray, header: RequestHeade
     """SASL is relayed byte for byte; the broker authenticates (KIP-43, KIP-152, KIP-368)."""
     if session.mapped_principal is not None:
         raise session.refuse("sasl_after_client_certificate")
-    session.authenticating = True
     upstream = await session.open_upstream()
     if header.key == SASL_HANDSHAKE and header.version == 0:
         request = decode("request", SASL_HANDSHAKE, 0, frame, header.body)

@@ -81,7 +81,6 @@ class Session:
         self.client_id: str | None = None
         self.known_principal: str | None = None
         self.mapped_principal: str | None = None  # from a client certificate
-        self.authenticating = False  # between a SASL handshake and the next request that is none of SASL's
         self.login_ends = 0.0  # when the broker takes the login for over (KIP-368; monotonic seconds), 0.0: never
         self.raw_tokens = 0  # frames to come that are raw SASL tokens
         self.ended: str | None = None  # why it was ended from here

@@ -38,10 +38,6 @@ class Channel(Protocol):
     peer: str
     login_due: float  # when a login made here is to be renewed (monotonic seconds); 0.0: none was made, or never
 
-    @property
-    def descriptor(self) -> int:
-        """The file descriptor for splicing, -1 where bytes must pass through user space (TLS)."""
-
     async def recv_into(self, buffer: memoryview) -> int:
         """At least one byte into `buffer`, or 0 at the end of the stream. Raises ChannelClosed."""
 
@@ -67,10 +63,6 @@ class PlainChannel:
         self.peer = peer
         self.reading_since = self.writing_since = self.login_due = 0.0
         self._turns = 0
-
-    @property
-    def descriptor(self) -> int:
-        return self.sock.fileno()
 
     async def readable(self) -> None:
         """Wait until there is something to read."""
@@ -156,10 +148,6 @@ class TlsChannel:
         self._stream = stream
         self.peer = peer
         self.reading_since = self.writing_since = self.login_due = 0.0
-
-    @property
-    def descriptor(self) -> int:
-        return -1
 
     async def recv_into(self, buffer: memoryview) -> int:
         self.reading_since = time.monotonic()

@@ -86,7 +86,7 @@ def repeated(version: int, topic: str = "orders", client: str | None = "c") -> R
     body = 10 + len(client or "") + (1 if version >= 9 else 0)
     head = produce_head(where, body, version, True)
     assert head.topic is not None
-    return RepeatedProduce(where, head.partition_at, version, head.topic, head.acks)
+    return RepeatedProduce(where, head.partition_at, version, head.topic)
 
 
 @settings(max_examples=60, deadline=None)
