@@ -22,11 +22,12 @@ class RepeatedProduce:
     hint or a message.
     """
 
-    __slots__ = ("answer_head", "answer_size", "error_at", "generation", "head", "head_end", "version")
+    __slots__ = ("answer_head", "answer_size", "error_at", "generation", "head", "head_end", "kind", "version")
 
     def __init__(self, frame: memoryview, partition_at: int, version: int, topic: str | bytes) -> None:
         """`frame` without its size prefix; `partition_at` is where the partition's index lies in it."""
         self.version = version
+        self.kind = b"\0\0" + version.to_bytes(2, "big")
         self.head = bytes(frame[_FIRST - 4 : partition_at])
         self.head_end = _FIRST + len(self.head)
         key = "topic_id" if version >= TOPIC_IDS_FROM else "name"
@@ -45,9 +46,14 @@ class RepeatedProduce:
         self.answer_head = bytes(4 if header == 4 else 5)[4:] + bytes(body[: index_at - 4 - header])
         self.generation = -1  # of the view that let it pass
 
-    def repeats(self, window: memoryview, version: int) -> bool:
-        """Whether the frame at the start of `window` (with its size prefix) has the same head."""
-        return version == self.version and window[_FIRST : self.head_end] == self.head
+    def repeats(self, window: memoryview, generation: int) -> bool:
+        """Whether `window` (with its size prefix) is one whole frame with the same head, and the view the same."""
+        return (
+            generation == self.generation
+            and window[_FIRST : self.head_end] == self.head
+            and window[4:8] == self.kind
+            and int.from_bytes(window[:4], "big") == len(window) - 4
+        )
 
     def fine(self, window: memoryview, size: int) -> bool:
         """Whether the answer at the start of `window` (with its size prefix, `size` without) says just: stored."""

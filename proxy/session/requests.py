@@ -20,7 +20,7 @@ from proxy.apis.refusals import away_code, refusal
 from proxy.session.call import SessionCall
 from proxy.session.judge import FETCH, PRODUCE, decode_produce, fetch_passes, head_passes, produce_passes
 from proxy.session.session import Kind, Session, Slot
-from proxy.transport.channel import SCRATCH, TornFrame
+from proxy.transport.channel import SCRATCH, Channel, TornFrame
 from proxy.transport.splice import move
 from runtime import logging
 
@@ -55,12 +55,24 @@ async def _read_requests(session: Session) -> None:
             return
         if not session.around.accepting:
             return  # what has been read so far was passed on to nobody: the client asks elsewhere
-        if not session.frame_since:
-            session.frame_since = time.monotonic()
-        if session.upstream is not None and 0 < session.upstream.login_due < time.monotonic():
+        upstream = session.upstream
+        if upstream is not None and 0 < upstream.login_due < time.monotonic():
             inbox.keep(window)
             await session.log_in_again()
             continue
+        last = session.last_produce
+        if (
+            last is not None
+            and upstream is not None
+            and last.repeats(window, session.around.view().generation)
+            and len(session.slots) < MAX_REPEATED
+        ):
+            await _repeat(session, last, window, upstream)
+            at_least = 4
+            session.frame_since = 0.0
+            continue
+        if not session.frame_since:
+            session.frame_since = time.monotonic()
         (size,) = _SIZE.unpack_from(window)
         lowest = 0 if session.raw_tokens else 8
         if not lowest <= size <= limits.max_request_bytes:
@@ -74,22 +86,8 @@ async def _read_requests(session: Session) -> None:
             inbox.keep(window)
             at_least = 12
             continue
-        _, key, version, correlation = _START.unpack_from(window)
+        _, key, version, _correlation = _START.unpack_from(window)
         if len(window) >= end:
-            last = session.last_produce
-            if (
-                last is not None
-                and key == PRODUCE
-                and len(window) == end
-                and last.generation == session.around.view().generation
-                and last.repeats(window, version)
-                and session.upstream is not None
-                and len(session.slots) < MAX_REPEATED
-            ):
-                await _repeat(session, last, window, correlation)
-                at_least = 4
-                session.frame_since = 0.0
-                continue
             inbox.read_size = SCRATCH
             passed = _judge(session, window[4:end], key, version)
             if isinstance(passed, Slot):
@@ -184,13 +182,13 @@ def _judge_fetch(session: Session, frame: memoryview, header: RequestHeader) -> 
     return Slot(Kind.FETCH, FETCH, version, header.correlation, session.cluster)
 
 
-async def _repeat(session: Session, last: RepeatedProduce, window: memoryview, correlation: int) -> None:
+async def _repeat(session: Session, last: RepeatedProduce, window: memoryview, upstream: Channel) -> None:
     """Pass on a Produce that begins as the last one did, which the same view let pass."""
+    correlation = int.from_bytes(window[8:12], "big", signed=True)
     slot = Slot(Kind.PRODUCE, PRODUCE, last.version, correlation, session.cluster)
     slot.repeated = last
     session.push(slot)
-    assert session.upstream is not None
-    await session.upstream.send(window)
+    await upstream.send(window)
     counters = session.around.api(PRODUCE, session.cluster)
     counters.requests += 1
     counters.request_bytes += len(window)
@@ -384,6 +382,7 @@ async def _sasl(session: Session, frame: bytes | bytearray, header: RequestHeade
         response = await session.inner(SASL_HANDSHAKE, 0, request)
         if not response["error_code"]:
             session.raw_tokens = tokens
+            session.last_produce = None  # what comes next is no request
         await session.answer(slot, response_frame(SASL_HANDSHAKE, 0, header.correlation, response))
         return
     await session.room()

@@ -13,7 +13,7 @@ from metadata_service.models import STRIDE
 from proxy.apis.contract import CloseConnection
 from proxy.session.session import Kind, Session, Slot
 from proxy.transport.channel import SCRATCH, ChannelClosed
-from proxy.transport.splice import move, piece
+from proxy.transport.splice import beginning, move, piece
 
 _HEAD = struct.Struct(">ii")  # size, correlation id
 HEAD = 8192
@@ -27,7 +27,10 @@ async def write_responses(session: Session) -> None:
     assert inbox is not None
     slots = session.slots
     while True:
-        window = await inbox.window(4)
+        begun = None
+        if inbox.read_size == HEAD and not inbox.pending:
+            begun = await beginning(inbox.channel, session.client, session.around.bulk)
+        window = await inbox.window(4) if begun is None else begun
         if slots and slots[0].kind is Kind.TOKEN and len(window) >= 4:
             await _token(session, window)
             continue
@@ -58,7 +61,10 @@ async def write_responses(session: Session) -> None:
             slot.done.set()
         else:
             session.answered(slot, size + 4)
-        await _made_here(session)
+        if slots and slots[0].kind is Kind.LOCAL:
+            await _made_here(session)
+        else:
+            session.popped()
 
 
 async def _made_here(session: Session) -> None:

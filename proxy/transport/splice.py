@@ -21,7 +21,7 @@ from proxy.transport.channel import Channel, ChannelClosed, Inbox, PlainChannel,
 
 PIPE_SIZE = 1 << 20
 FALLBACK_PIPE_SIZE = 1 << 16  # what the kernel gives where the user's pipe budget is spent
-LOW_WATER = 1 << 17  # while a large body is under way, wake for pieces of this size rather than for every segment
+LOW_WATER = 1 << 18  # while a large body is under way, wake for pieces of this size rather than for every segment
 BUFFER = 1 << 20
 LEAST = 1 << 16  # a target with less room than this is not keeping up
 _FLAGS = 1 | 2  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
@@ -152,6 +152,28 @@ async def piece(source: Channel, target: Channel, limit: int, buffer: memoryview
     finally:
         if low != 1 and src.fileno() >= 0:
             src.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+
+async def beginning(source: Channel, target: Channel, buffer: memoryview) -> memoryview | None:
+    """Waits for the next frame, and gives what has arrived of it, at most what `target` takes at once; like `piece`."""
+    if not isinstance(source, PlainChannel) or not isinstance(target, PlainChannel):
+        return None
+    await source.readable()
+    src = source.sock
+    try:
+        head = src.recv(4, socket.MSG_PEEK)
+        if len(head) < 4:
+            return None
+        room = min(4 + int.from_bytes(head, "big"), len(buffer), _room(target.sock))
+        if room < LEAST:
+            return None
+        return buffer[: src.recv_into(buffer[:room])]
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        raise ChannelClosed(error.strerror) from None
+    except ValueError:
+        raise ChannelClosed("closed here") from None
 
 
 async def move(source: Inbox, target: Channel, count: int, pipes: Pipes) -> None:

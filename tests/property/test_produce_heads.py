@@ -80,24 +80,35 @@ def frame(version: int, client: str | None, topic: str, index: int, records: byt
     return memoryview(bytearray(request_frame(PRODUCE, version, correlation, client, request)))
 
 
+VIEW = 3
+
+
 def repeated(version: int, topic: str = "orders", client: str | None = "c") -> RepeatedProduce:
     whole = frame(version, client, topic, 0, b"x" * 20)
     where = whole[4:]
     body = 10 + len(client or "") + (1 if version >= 9 else 0)
     head = produce_head(where, body, version, True)
     assert head.topic is not None
-    return RepeatedProduce(where, head.partition_at, version, head.topic)
+    last = RepeatedProduce(where, head.partition_at, version, head.topic)
+    last.generation = VIEW
+    return last
 
 
 @settings(max_examples=60, deadline=None)
 @given(VERSIONS, st.integers(0, 2**31 - 1), st.binary(max_size=300), st.integers(0, 2**31 - 1))
 def test_the_next_request_of_a_topic_repeats(version: int, index: int, records: bytes, correlation: int) -> None:
     last = repeated(version)
-    assert last.repeats(frame(version, "c", "orders", index, records, correlation), version)
-    assert not last.repeats(frame(version, "d", "orders", index, records), version)
-    assert not last.repeats(frame(version, "c", "orders", index, records), version + 1)
+    again = frame(version, "c", "orders", index, records, correlation)
+    assert last.repeats(again, VIEW)
+    assert not last.repeats(again, VIEW + 1)
+    assert not last.repeats(again[:-1], VIEW)
+    assert not last.repeats(memoryview(bytes(again) + b"\0"), VIEW)
+    assert not last.repeats(memoryview(bytes(again[:4]) + b"\0\1" + bytes(again[6:])), VIEW)
+    assert not last.repeats(frame(version, "d", "orders", index, records), VIEW)
+    newer = memoryview(bytes(again[:6]) + (version + 1).to_bytes(2, "big") + bytes(again[8:]))
+    assert not last.repeats(newer, VIEW)
     if version < 13:
-        assert not last.repeats(frame(version, "c", "bills!", index, records), version)
+        assert not last.repeats(frame(version, "c", "bills!", index, records), VIEW)
 
 
 @pytest.mark.parametrize("version", range(3, 14))
@@ -119,8 +130,8 @@ def test_what_lies_in_front_of_the_partition_is_compared(version: int) -> None:
     )
     for change in changes:
         other = memoryview(request_frame(PRODUCE, version, 1, "c", same | change))
-        assert not last.repeats(other, version)
-    assert last.repeats(memoryview(request_frame(PRODUCE, version, 1, "c", same)), version)
+        assert not last.repeats(other, VIEW)
+    assert last.repeats(memoryview(request_frame(PRODUCE, version, 1, "c", same)), VIEW)
 
 
 @settings(max_examples=100, deadline=None)
