@@ -20,6 +20,7 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
+from metadata_service import mirroring
 from metadata_service.models import KAFKA_INTERNAL, PlacementEpoch, TopicRecord, is_internal
 from metadata_service.placement import place_topic, standbys_at
 from metadata_service.view import PhysicalTopic, View
@@ -130,13 +131,17 @@ def topics_to_consider(view: View) -> set[str]:
                 continue
             record = view.topics[name].record if name in view.topics else None
             if record is None:
-                if choose_possible(view, cluster, name):
+                if choose_possible(view, cluster, name) and cluster not in mirroring.copies(
+                    view.mirrors_of(name), None
+                ):
                     names.add(name)
             elif record.cluster == cluster:
                 if recreated(record, topic):
                     names.add(name)
-            elif not is_internal(name) and cluster not in record.conflict and not _in_timeline(record, cluster):
-                names.add(name)
+            elif not is_internal(name) and not _in_timeline(record, cluster):
+                mirrored = cluster in mirroring.copies(view.mirrors_of(name), record.cluster)
+                if mirrored == (cluster in record.conflict):
+                    names.add(name)
     for name, served in view.topics.items():
         record = served.record
         if record.conflict:

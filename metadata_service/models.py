@@ -30,6 +30,8 @@ GROUP_HOMES = "view/homes/groups/"
 TRANSACTION_HOMES = "view/homes/transactions/"
 STUBS = "view/stubs/"
 OPERATIONS = "view/operations/"
+LINKS = "view/links/"  # <source>/<target>
+MIRRORS = "view/mirrors/"  # <target>/<topic>/<source>
 WORKERS = "workers/registered/"
 LEASES = "workers/leases/"
 INVENTORY = "inventory/"
@@ -38,6 +40,9 @@ CONTROLLER = "controller"
 IDENTITIES = "identities/"  # a Kafka cluster.id -> the one name it may have here
 HEALTH = "health/"
 AUDITS = "audits/"
+# Outside the view: a worker that writes them must not thereby make a revision to acknowledge.
+ASSIGNMENTS = "replicator/assignments/"  # <target>/<topic>/<source>/<unit>
+REPORTS = "replicator/reports/"  # <instance>/<worker>/<target>/<topic>/<source>
 TOMBSTONES = "tombstones/"  # physical topic ids just deleted, for a minute: a slow broker may still name them
 
 
@@ -250,6 +255,65 @@ class PlacementRecord(_Record, frozen=True):
     version: int = 1
 
 
+class LinkRecord(_Record, frozen=True):
+    """Replication from one cluster to another. `rate` is bytes a second for all of its mirrors, 0 for no limit."""
+
+    source: str
+    target: str
+    rate: float = 0.0
+    state: Literal["running", "paused"] = "running"
+
+
+class MirrorRecord(_Record, frozen=True):
+    """One topic on a link.
+
+    `operation` names the move this mirror belongs to; `generation` is the copy's, raised when it is begun anew.
+    `final` are the target's configuration values to be set once the mirror has finished; while it ships, the target is
+    CreateTime with widened limits.
+    """
+
+    topic: str
+    source: str
+    target: str
+    mode: Literal["ship", "exchange"]
+    created: float
+    target_id: str = ""  # the target topic's id, 32 hex digits, once it exists
+    generation: int = 0
+    state: Literal["running", "paused", "finishing", "finished", "removing"] = "running"
+    operation: str | None = None
+    final: dict[str, str] = {}
+
+
+class AssignmentRecord(_Record, frozen=True):
+    """Who copies a unit: claimed and given back by compare-and-swap, bound to the worker's lease, so that it is free
+    again when that ends."""
+
+    instance: str
+    worker: int
+    partitions: tuple[int, ...]
+    since: float
+
+
+class PartitionReport(_Record, frozen=True):
+    """A partition's figures as its worker last wrote them; offsets are the source's."""
+
+    condition: str
+    position: int
+    end: int
+    lag_bytes: int = 0
+    lag_seconds: float = 0.0
+    detail: str = ""
+    foreign: int = 0
+    overtaken: int = 0
+
+
+class ReportRecord(_Record, frozen=True):
+    """What one worker says about one mirror (Unix seconds); written every few seconds, bound to its lease."""
+
+    at: float
+    partitions: dict[int, PartitionReport] = {}
+
+
 def topic_key(name: str) -> str:
     return TOPICS + name
 
@@ -265,3 +329,15 @@ def is_internal(topic: str) -> bool:
 
 def stub_key(cluster: str, topic: str) -> str:
     return f"{STUBS}{cluster}/{topic}"
+
+
+def link_key(source: str, target: str) -> str:
+    return f"{LINKS}{source}/{target}"
+
+
+def mirror_key(target: str, topic: str, source: str) -> str:
+    return f"{MIRRORS}{target}/{topic}/{source}"
+
+
+def assignment_key(target: str, topic: str, source: str, unit: int) -> str:
+    return f"{ASSIGNMENTS}{target}/{topic}/{source}/{unit}"

@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from kafka_client import ClusterClient
-from metadata_service import adoption
+from metadata_service import adoption, mirroring
 from metadata_service.asking import leaders_ready, topics_by_name
 from metadata_service.clients import Clients
 from metadata_service.discovery import Discovery
@@ -357,12 +357,14 @@ class Topics:
 
 
 def copies(view: View, name: str) -> set[str]:
-    """Clusters whose topic of this name is known to be ours: stubs (a borrowed topic is not)."""
-    return {
+    """Clusters whose topic of this name is known to be ours: stubs (a borrowed topic is not), mirrors' targets."""
+    stubs = {
         cluster
         for cluster in view.clusters
         if (stub := view.stubs.get((cluster, name))) is not None and not stub.borrowed
     }
+    served = view.topics.get(name)
+    return stubs | mirroring.copies(view.mirrors_of(name), served.cluster if served is not None else None)
 
 
 def _parts(items: list[str], size: int) -> Iterable[list[str]]:

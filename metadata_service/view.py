@@ -16,6 +16,8 @@ from metadata_service.models import (
     FeaturesRecord,
     FederationRecord,
     HomeRecord,
+    LinkRecord,
+    MirrorRecord,
     OperationRecord,
     StubRecord,
     TopicRecord,
@@ -124,6 +126,8 @@ class View:
     transactions: Mapping[str, HomeRecord] = field(default_factory=dict)
     stubs: Mapping[tuple[str, str], StubRecord] = field(default_factory=dict)  # by (cluster, topic)
     operations: Mapping[str, OperationRecord] = field(default_factory=dict)
+    links: Mapping[tuple[str, str], LinkRecord] = field(default_factory=dict)  # by (source, target)
+    mirrors: Mapping[tuple[str, str, str], MirrorRecord] = field(default_factory=dict)  # by (target, topic, source)
     served_generation: Mapping[str, int] = field(default_factory=dict)
 
     def physical(self, topic: ServedTopic) -> PhysicalTopic | None:
@@ -156,6 +160,16 @@ class View:
             return topic.physical_id
         stub = self.stubs.get((cluster, topic.name))
         return bytes.fromhex(stub.topic_id) if stub and stub.topic_id else logical_id
+
+    def mirrors_of(self, topic: str) -> tuple[MirrorRecord, ...]:
+        """The mirrors of a topic, in the order of their keys."""
+        cached: dict[str, tuple[MirrorRecord, ...]] | None = self.__dict__.get("_mirrors_of_cache")
+        if cached is None:
+            cached = {}
+            for _, mirror in sorted(self.mirrors.items()):
+                cached[mirror.topic] = (*cached.get(mirror.topic, ()), mirror)
+            self.__dict__["_mirrors_of_cache"] = cached
+        return cached.get(topic, ())
 
     @property
     def _id_maps(self) -> dict[str, dict[bytes, bytes]]:

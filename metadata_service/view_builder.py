@@ -20,6 +20,8 @@ from metadata_service.models import (
     FeaturesRecord,
     FederationRecord,
     HomeRecord,
+    LinkRecord,
+    MirrorRecord,
     OperationRecord,
     PlacementRecord,
     StubRecord,
@@ -128,6 +130,14 @@ def _change(draft: _Draft, key: str, value: bytes | None, snapshots: Mapping[str
     elif key.startswith(models.STUBS):
         cluster, _, topic = key[len(models.STUBS) :].partition("/")
         draft.keep("stubs", (cluster, topic), _decoded(StubRecord, key, value))
+    elif key.startswith(models.LINKS):
+        source, _, target = key[len(models.LINKS) :].partition("/")
+        draft.keep("links", (source, target), _decoded(LinkRecord, key, value))
+    elif key.startswith(models.MIRRORS):
+        # Neither clusters' names nor topics' can hold a slash.
+        into, _, rest = key[len(models.MIRRORS) :].partition("/")
+        name, _, origin = rest.partition("/")
+        draft.keep("mirrors", (into, name, origin), _decoded(MirrorRecord, key, value))
     elif key.startswith(models.CLUSTERS):
         _cluster(draft, key[len(models.CLUSTERS) :], _decoded(ClusterRecord, key, value), snapshots)
     else:

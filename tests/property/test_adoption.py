@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 from hypothesis import given
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from metadata_service import models
 from metadata_service.adoption import decide, kept_conflict, missing, topics_to_consider
-from metadata_service.models import PlacementRecord, StubRecord, TopicRecord
+from metadata_service.models import MirrorRecord, PlacementRecord, StubRecord, TopicRecord
 from metadata_service.records import encode
+from metadata_service.topics import copies
 from metadata_service.view import PhysicalTopic, View
 from metadata_service.view_builder import build
 from runtime.settings import Placement, Rule
@@ -183,6 +185,42 @@ def test_only_what_may_change_is_looked_at_again() -> None:
         north=snapshot([physical("unseen", 10)], reachable=False),
     )
     assert topics_to_consider(view) == {"recreated", "clash", "cleared", "new", "__consumer_offsets"}
+
+
+def _mirrored(view: View, name: str, source: str, target: str, *, exchange: bool = False) -> View:
+    mode: Literal["ship", "exchange"] = "exchange" if exchange else "ship"
+    record = MirrorRecord(topic=name, source=source, target=target, mode=mode, created=1.0)
+    changes = {models.mirror_key(target, name, source): encode(record)}
+    snapshots = {cluster: one.snapshot for cluster, one in view.clusters.items()}
+    return build(view, changes, snapshots, view.revision + 1)
+
+
+def test_a_mirrors_target_is_a_copy_until_the_mirror_is_removed() -> None:
+    known = topic("known", "east", 1, judged=1)
+    clash = topic("clash", "east", 2, conflict=("west",), judged=1)
+    east = snapshot([physical("known", 1), physical("clash", 2)])
+    west = snapshot([physical("known", 11), physical("clash", 12), physical("gone", 13)])
+    plain = _view(known, clash, east=east, west=west)
+    assert topics_to_consider(plain) == {"known", "gone"}
+    view = plain
+    for name in ("known", "clash", "gone"):
+        view = _mirrored(view, name, "east", "west")
+        assert copies(view, name) == {"west"}
+    # A conflict that has become a copy is decided again; the copy of a topic that is gone does not take its place.
+    assert topics_to_consider(view) == {"clash"}
+    assert [one.target for one in view.mirrors_of("known")] == ["west"]
+
+
+def test_of_an_exchange_one_is_the_topic_and_the_others_are_copies() -> None:
+    west = snapshot([physical("both", 11)])
+    unknown = _view(east=snapshot([physical("both", 1)]), west=west)
+    for source, target in (("east", "west"), ("west", "east")):
+        unknown = _mirrored(unknown, "both", source, target, exchange=True)
+    assert topics_to_consider(unknown) == {"both"}
+    assert copies(unknown, "both") == set()
+    known = build(unknown, {models.topic_key("both"): encode(topic("both", "east", 1))}, {"west": west}, 9)
+    assert copies(known, "both") == {"west"}
+    assert topics_to_consider(known) == set()
 
 
 def test_missing_is_concluded_from_answers_only() -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from replicator.preflight import DAY_MS, creation, drift, problems
-from replicator.records import (
+from metadata_service.mirroring import Cyclic, check_ships
+from metadata_service.models import (
     AssignmentRecord,
-    Cyclic,
     MirrorRecord,
     PartitionReport,
     ReportRecord,
     assignment_key,
-    check_ships,
     link_key,
     mirror_key,
 )
+from replicator.preflight import DAY_MS, creation, drift, problems
 
 PLAIN = {
     "message.timestamp.type": "CreateTime",
