@@ -104,9 +104,26 @@ async def offsets(
 class LogReader:
     """Reads one log from an offset on: whole batches, aborted and control batches included, only what is replicated."""
 
-    def __init__(self, client: ClusterClient, topic: str, partition: int, offset: int, *, seconds: float) -> None:
-        """`seconds` is the time for all of it."""
+    def __init__(
+        self,
+        client: ClusterClient,
+        topic: str,
+        partition: int,
+        offset: int,
+        *,
+        seconds: float,
+        committed: bool = False,
+        read_bytes: int = READ_BYTES,
+    ) -> None:
+        """`seconds` is the time for all of it, `read_bytes` about the size of one answer.
+
+        With `committed` it ends at the last stable offset, and `aborted` are the aborted transactions of what was read
+        last, as (producer id, first offset).
+        """
         self.offset = offset
+        self.committed = committed
+        self.aborted: list[tuple[int, int]] = []
+        self._read_bytes = read_bytes
         self._client = client
         self._topic = topic
         self._partition = partition
@@ -128,7 +145,7 @@ class LogReader:
             if self._info is not None and info is not None and info.leader >= 0:
                 place = (self._info.topic, self._partition)
                 try:
-                    answer = await _once(self._client, info.leader, place, self.offset, wait_ms)
+                    answer = await self._once(info.leader, place, wait_ms)
                 except BrokerUnavailable:
                     pass
                 else:
@@ -153,23 +170,24 @@ class LogReader:
         if self.offset == before and trio.current_time() > self._deadline:
             where = f"{self._client.name}: {self._topic}-{self._partition} ends at {self.offset}"
             raise Refused(where, ERROR.REQUEST_TIMED_OUT)
+        self.aborted = answer.aborted
         return part
 
-
-async def _once(client: ClusterClient, leader: int, place: Place, offset: int, wait_ms: int) -> Fetched:
-    topic, partition = place
-    asked = {"partition": partition, "fetch_offset": offset, "partition_max_bytes": READ_BYTES}
-    message = {
-        "max_wait_ms": wait_ms,
-        "min_bytes": 1,
-        "max_bytes": READ_BYTES,
-        "session_epoch": -1,
-        "topics": [{"topic": topic.name, "topic_id": topic.id, "partitions": [asked]}],
-    }
-    answer = await client.call(FETCH, message, broker=leader)
-    if answer.get("error_code"):
-        raise Refused(f"{client.name}: Fetch", answer["error_code"])
-    return fetched(topic.name, answer["responses"][0]["partitions"][0])
+    async def _once(self, leader: int, place: Place, wait_ms: int) -> Fetched:
+        topic, partition = place
+        asked = {"partition": partition, "fetch_offset": self.offset, "partition_max_bytes": self._read_bytes}
+        message = {
+            "max_wait_ms": wait_ms,
+            "min_bytes": 1,
+            "max_bytes": self._read_bytes,
+            "isolation_level": int(self.committed),
+            "session_epoch": -1,
+            "topics": [{"topic": topic.name, "topic_id": topic.id, "partitions": [asked]}],
+        }
+        answer = await self._client.call(FETCH, message, broker=leader)
+        if answer.get("error_code"):
+            raise Refused(f"{self._client.name}: Fetch", answer["error_code"])
+        return fetched(topic.name, answer["responses"][0]["partitions"][0])
 
 
 async def delete_records(client: ClusterClient, topic: str, leader: int, before: Mapping[int, int]) -> dict[int, int]:
