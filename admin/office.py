@@ -42,6 +42,7 @@ class FederationOffice:
         metrics: Metrics,
         reasons: Callable[[], list[str]],
         *,
+        replicators: Workers,
         read_only: bool,
     ) -> None:
         self.read_only = read_only
@@ -49,6 +50,7 @@ class FederationOffice:
         self._instance = instance
         self._core = core
         self._workers = workers
+        self._replicators = replicators
         self._metrics = metrics
         self._reasons = reasons
         self._known: Facts | None = None
@@ -72,7 +74,7 @@ class FederationOffice:
         return self._reasons()
 
     async def metrics(self) -> bytes:
-        texts = await self._workers.metrics()
+        texts = [*await self._workers.metrics(), *await self._replicators.metrics()]
         return join([self._metrics.render(), *texts])
 
     # -- documents ------------------------------------------------------------------------------------------------
@@ -199,6 +201,7 @@ class FederationOffice:
                 "instance": self._instance,
                 "store": _builtins(self._settings.store),
                 "proxy": _builtins(self._settings.proxy),
+                "replicator": _builtins(self._settings.replicator),
                 "admin": _builtins(self._settings.admin),
                 "log": _builtins(self._settings.log),
             },

@@ -1,11 +1,11 @@
-"""The proxy workers of this instance: child processes, each with a private endpoint for its metrics and status."""
+"""The workers of this instance: child processes, each with a private endpoint for its metrics and status."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import trio
@@ -31,16 +31,24 @@ def counted(child: Child, metrics: Metrics) -> Child:
 
 
 class Workers:
-    """`count` workers; `directory` is private to this process and holds their sockets and their configuration."""
+    """`count` workers of a role; `directory` is private to this process, for their sockets and their configuration."""
 
-    def __init__(self, count: int, instance: str, configuration: Path, directory: Path, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        count: int,
+        instance: str,
+        configuration: Path,
+        directory: Path,
+        metrics: Metrics,
+        role: Literal["proxy", "replicator"] = "proxy",
+    ) -> None:
         self.children: list[Child] = []
         self._sockets: list[Path] = []
         self._metrics = metrics
         for number in range(count):
-            socket = directory / f"worker-{number}.sock"
+            socket = directory / f"{role}-{number}.sock"
             arguments = ("--config", str(configuration), "--instance", instance, "--worker", str(number))
-            child = Child(f"proxy-{number}", ["proxy", *arguments, "--endpoint", str(socket)])
+            child = Child(f"{role}-{number}", [role, *arguments, "--endpoint", str(socket)])
             self.children.append(counted(child, metrics))
             self._sockets.append(socket)
 
@@ -70,7 +78,8 @@ class Workers:
         """The Prometheus texts of those that answer; who does not is counted."""
         texts = await self._ask("/metrics")
         for number, child in enumerate(self.children):
-            self._metrics.worker_scraped[child.name] = number in texts
+            if child.started_at:  # some are begun only when there is work
+                self._metrics.worker_scraped[child.name] = number in texts
         return list(texts.values())
 
     async def status(self) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = command(
         "run",
-        "run everything in one process tree: the store (if embedded), a controller, proxies and the admin API",
+        "run everything in one process tree: the store (if embedded), controller, proxies, replicators and admin API",
         more="Prints `ready` on stdout once clients can connect. SIGTERM drains for at most 10 seconds.",
     )
     _instance(run)

@@ -15,8 +15,6 @@ from runtime.settings import SettingsError
 def _command(options: argparse.Namespace) -> int:
     # What a command needs is imported when it is called: `kfed topics` need not wait for servers to be loaded.
     if options.command in ("run", "serve"):
-        if options.command == "serve" and options.role == "replicator":
-            raise Usage("the replicator is not part of this release")
         settings = settings_of(options, needed=True)
         assert settings is not None
         from cli import serve

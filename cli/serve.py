@@ -64,8 +64,10 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
     role: Role = "all" if options.command == "run" else options.role
     instance = instance_name(settings, options.instance)
     logging.configure(settings.log, instance=instance, role=role)
-    if role != "controller":
+    if role in ("all", "proxy"):
         check_listeners(settings)
+    if role == "replicator" and not settings.replicator.workers:
+        raise SettingsError("replicator.workers: at least 1 for kfed serve replicator")
     token = guard.token_of(settings.admin)
     tls = server.tls_of(settings.admin)
     listening = server.bind(settings.admin) if settings.admin.port else None

@@ -1,8 +1,10 @@
 """One instance's process tree. The parent decides nothing on the data path; its children live and end with it.
 
-    kfed run                store server (child, if embedded) + controller + admin API + proxy workers (children)
+    kfed run                store server (child, if embedded) + controller + admin API + proxy workers (children),
+                            and replicator workers (children) from the first mirror on
     kfed serve proxy        proxy workers (children) + admin API, which only answers questions
     kfed serve controller   controller + admin API
+    kfed serve replicator   replicator workers (children) + admin API, which only answers questions
 
 Ending: the workers drain together while everything else goes on, then the rest ends, and the store's server last.
 """
@@ -31,7 +33,7 @@ from runtime.tls import ServerTls
 
 log = logging.get(__name__)
 
-Role = Literal["all", "proxy", "controller"]
+Role = Literal["all", "proxy", "controller", "replicator"]
 
 STORE_DRAIN = 1.0  # seconds of the drain that are kept for the store's server
 
@@ -44,12 +46,21 @@ class Tree:
         self.role = role
         self.draining = False
         self.metrics = Metrics(**labels_of(instance, "parent"))
-        count = 0 if role == "controller" else settings.proxy.workers
+        count = settings.proxy.workers if role in ("all", "proxy") else 0
         self.workers = Workers(count, instance, configuration, directory, self.metrics)
-        controls = role != "proxy"
+        count = settings.replicator.workers if role in ("all", "replicator") else 0
+        self.replicators = Workers(count, instance, configuration, directory, self.metrics, "replicator")
+        controls = role in ("all", "controller")
         self.core = Core(settings, instance, controls=controls)
         self.office = FederationOffice(
-            settings, instance, self.core, self.workers, self.metrics, self._not_ready, read_only=not controls
+            settings,
+            instance,
+            self.core,
+            self.workers,
+            self.metrics,
+            self._not_ready,
+            replicators=self.replicators,
+            read_only=not controls,
         )
         self.store: process.Child | None = None
         if role == "all" and isinstance(settings.store, EmbeddedStore):
@@ -63,10 +74,12 @@ class Tree:
             reasons.append(self.core.why)
         if self.workers.children and not self.workers.ready:
             reasons.append("no proxy worker is ready")
+        if self.role == "replicator" and not self.replicators.ready:
+            reasons.append("no replicator worker is ready")
         return reasons
 
     def _kill(self) -> None:
-        for child in (*self.workers.children, self.store):
+        for child in (*self.workers.children, *self.replicators.children, self.store):
             if child is not None:
                 child.kill()
 
@@ -85,7 +98,9 @@ class Tree:
                 await stop.wait()
                 deadline = boottime() + process.DRAIN
                 self.draining = True
-                await self.workers.drain(deadline - boottime() - STORE_DRAIN)
+                async with trio.open_nursery() as draining:
+                    for some in (self.workers, self.replicators):
+                        draining.start_soon(some.drain, deadline - boottime() - STORE_DRAIN)
                 inner.cancel_scope.cancel()
             if self.store is not None:
                 await self.store.drain(max(STORE_DRAIN, deadline - boottime()))
@@ -100,5 +115,23 @@ class Tree:
             await nursery.start(self.core.run)
             nursery.start_soon(self.workers.run)
             await self.workers.wait_ready()
+            if self.role == "replicator":
+                nursery.start_soon(self.replicators.run)
+                await self.replicators.wait_ready()
             process.say_ready()
             log.info("ready", pid=os.getpid(), workers=len(self.workers.children))
+            if self.role == "all" and self.replicators.children:
+                await self._first_mirror()
+                await self.replicators.run()
+
+    async def _first_mirror(self) -> None:
+        """Returns when the federation has a mirror: until then nobody need be there to copy."""
+        while True:
+            member = self.core.member
+            if member is None:
+                await trio.sleep(1.0)  # the store is being opened again
+                continue
+            view = member.view
+            if view.mirrors:
+                return
+            await member.following.changed_or(view, 60.0)

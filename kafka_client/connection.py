@@ -12,6 +12,7 @@ make sense is closed, and everything in flight on it fails with `BrokerUnavailab
 from __future__ import annotations
 
 import select
+import socket
 import ssl
 import struct
 from collections import deque
@@ -513,6 +514,8 @@ async def connect(
     try:
         with trio.move_on_after(connect_timeout):
             tcp = await trio.open_tcp_stream(host, port)
+            # trio keeps at most 16 KiB unsent on its streams; a request of megabytes would take hundreds of wake-ups.
+            tcp.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
             stream: trio.abc.Stream = tcp if security.tls is None else await _secured(tcp, host, security.tls)
             connection = Connection(
                 stream, address, client_id=client_id, max_frame=max_frame, max_in_flight=max_in_flight

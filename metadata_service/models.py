@@ -42,6 +42,7 @@ HEALTH = "health/"
 AUDITS = "audits/"
 # Outside the view: a worker that writes them must not thereby make a revision to acknowledge.
 ASSIGNMENTS = "replicator/assignments/"  # <target>/<topic>/<source>/<unit>
+COPIERS = "replicator/workers/"  # <instance>/<worker>, bound to its lease: who may be given units
 REPORTS = "replicator/reports/"  # <instance>/<worker>/<target>/<topic>/<source>
 TOMBSTONES = "tombstones/"  # physical topic ids just deleted, for a minute: a slow broker may still name them
 
@@ -269,7 +270,8 @@ class MirrorRecord(_Record, frozen=True):
 
     `operation` names the move this mirror belongs to; `generation` is the copy's, raised when it is begun anew.
     `final` are the target's configuration values to be set once the mirror has finished; while it ships, the target is
-    CreateTime with widened limits.
+    CreateTime with widened limits. `rule`: made because the topic's record names the target as a standby, and removed
+    when it does not any longer. `delete_copy`: of a mirror being removed, whether the target's topic goes as well.
     """
 
     topic: str
@@ -282,6 +284,8 @@ class MirrorRecord(_Record, frozen=True):
     state: Literal["running", "paused", "finishing", "finished", "removing"] = "running"
     operation: str | None = None
     final: dict[str, str] = {}
+    rule: bool = False
+    delete_copy: bool = False
 
 
 class AssignmentRecord(_Record, frozen=True):
@@ -312,6 +316,16 @@ class ReportRecord(_Record, frozen=True):
 
     at: float
     partitions: dict[int, PartitionReport] = {}
+    rate: float = 0.0  # bytes a second, of late
+    problems: tuple[str, ...] = ()  # what keeps it from beginning, or has come since
+    error: str = ""  # why source and target could not be compared
+
+
+class CopierRecord(_Record, frozen=True):
+    """A replicator worker that takes units."""
+
+    pid: int
+    host: str
 
 
 def topic_key(name: str) -> str:
@@ -341,3 +355,11 @@ def mirror_key(target: str, topic: str, source: str) -> str:
 
 def assignment_key(target: str, topic: str, source: str, unit: int) -> str:
     return f"{ASSIGNMENTS}{target}/{topic}/{source}/{unit}"
+
+
+def copier_key(instance: str, worker: int) -> str:
+    return f"{COPIERS}{instance}/{worker}"
+
+
+def report_key(instance: str, worker: int, target: str, topic: str, source: str) -> str:
+    return f"{REPORTS}{instance}/{worker}/{target}/{topic}/{source}"

@@ -35,6 +35,7 @@ from replicator.wire import Topic
 CHECKPOINT_SECONDS = 1.0
 LEADERS_SECONDS = 2.0
 MISSING_SECONDS = 5.0  # without the topic in the metadata until it counts as gone
+ALLOWED_SECONDS = 0.2  # between two looks whether a lease that had run out holds again
 SCANS_AT_ONCE = 8
 UNIT_SIZE = 32  # partitions; part of what identifies a unit's journal, so it cannot change
 
@@ -96,32 +97,50 @@ class Link:
         self._feeders: dict[int, Feeder] = {}
         self._nursery: trio.Nursery | None = None
         self._started = trio.Event()
-        self._scopes: dict[Assignment, trio.CancelScope] = {}
+        self._running: dict[Assignment, tuple[trio.CancelScope, trio.Event]] = {}
+        self._scope = trio.CancelScope()
         self._leaders_changed = trio.Event()
         self.status: dict[tuple[str, int], Status] = {}
         self.sessions: dict[Assignment, Session] = {}
 
     async def run(self) -> None:
-        """Until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._started.set()
-            nursery.start_soon(self._follow_leaders)
+        """Until cancelled, or closed."""
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._started.set()
+                nursery.start_soon(self._follow_leaders)
+
+    def close(self) -> None:
+        """End everything; for a link whose clusters are reached otherwise from now on."""
+        self._scope.cancel()
 
     async def assign(self, assignment: Assignment) -> None:
         """Begin to copy these partitions; returns at once."""
+        await self.started()
+        self.begin(assignment)
+
+    async def started(self) -> None:
+        """Returns when it runs."""
         await self._started.wait()
+
+    def begin(self, assignment: Assignment) -> None:
+        """`assign`, once it runs."""
         assert self._nursery is not None
         for number in assignment.partitions:
             self.status.setdefault((assignment.topic, number), Status())
-        self._scopes[assignment] = scope = trio.CancelScope()
-        self._nursery.start_soon(self._unit, assignment, scope)
+        scope, ended = self._running[assignment] = trio.CancelScope(), trio.Event()
+        self._nursery.start_soon(self._unit, assignment, scope, ended)
 
-    def revoke(self, assignment: Assignment) -> None:
-        """Stop copying; what is in flight is left to the next owner's fence and scan."""
-        scope = self._scopes.pop(assignment, None)
-        if scope is not None:
-            scope.cancel()
+    def revoke(self, assignment: Assignment) -> trio.Event:
+        """Stop copying; what is in flight is left to the next owner's fence and scan. The event: it has stopped."""
+        running = self._running.pop(assignment, None)
+        if running is None:
+            nothing = trio.Event()
+            nothing.set()
+            return nothing
+        running[0].cancel()
+        return running[1]
 
     def outlet(self, broker: int) -> Outlet:
         if broker not in self._outlets:
@@ -159,26 +178,35 @@ class Link:
 
     # -- units ----------------------------------------------------------------------------------------------------
 
-    async def _unit(self, assignment: Assignment, scope: trio.CancelScope) -> None:
+    async def _unit(self, assignment: Assignment, scope: trio.CancelScope, ended: trio.Event) -> None:
+        try:
+            with scope:
+                await self._sessions(assignment)
+        finally:
+            ended.set()
+
+    async def _sessions(self, assignment: Assignment) -> None:
         failures = 0
-        with scope:
-            while True:
-                session = Session(self, assignment)
-                started = trio.current_time()
-                try:
-                    await session.run()
-                except (ClientError, Fenced, Damaged) as error:
-                    reason = f"{type(error).__name__}: {error}"
-                else:
-                    reason = session.reason
-                self.counters.failures[reason] = self.counters.failures.get(reason, 0) + 1
-                for number in assignment.partitions:
-                    status = self.status[assignment.topic, number]
-                    status.restarts += 1
-                    if status.condition not in STOPPED:
-                        status.condition, status.detail = Condition.STARTING, reason
-                failures = 1 if trio.current_time() - started > 10 else failures + 1
-                await trio.sleep(backoff(failures))
+        while True:
+            if not self.allowed():  # a take-over fences: it is for those who certainly hold the unit
+                await trio.sleep(ALLOWED_SECONDS)
+                continue
+            session = Session(self, assignment)
+            started = trio.current_time()
+            try:
+                await session.run()
+            except (ClientError, Fenced, Damaged) as error:
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                reason = session.reason
+            self.counters.failures[reason] = self.counters.failures.get(reason, 0) + 1
+            for number in assignment.partitions:
+                status = self.status[assignment.topic, number]
+                status.restarts += 1
+                if status.condition not in STOPPED:
+                    status.condition, status.detail = Condition.STARTING, reason
+            failures = 1 if trio.current_time() - started > 10 else failures + 1
+            await trio.sleep(backoff(failures))
 
     async def _follow_leaders(self) -> None:
         while True:

@@ -1,4 +1,7 @@
-"""A mirror's target: created like its source, expanded with it, its configuration followed, its limits judged."""
+"""A mirror's target: created like its source, expanded with it, its configuration followed, its limits judged.
+
+`judge` looks and changes nothing; `prepare` does what it says and judges what has become of it.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,19 @@ from kafka_client.cluster import backoff
 from kafka_wire.batches import walk
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
-from replicator.preflight import Problem, creation, drift, problems
+from kafka_wire.records import values_batch
+from metadata_service.stubs import CLOSED
+from replicator.preflight import FOREVER, Problem, creation, drift, problems
 from replicator.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
+from replicator.wire import ACKS_ALL, PRODUCE
 
 CREATE_TOPICS, DESCRIBE_CONFIGS, CREATE_PARTITIONS, ALTER_CONFIGS = 19, 32, 37, 44
 TOPIC = 2
 OF_THE_TOPIC = 1  # a value set on the topic itself
 SET, DELETE = 0, 1
 APPEAR_SECONDS = 15.0
+CRC_AT = 17  # in a record batch
+_NO_ID = bytes(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,29 @@ class Configs:
     values: Mapping[str, str | None]
     changed: frozenset[str]
 
+    def altered(self, values: Mapping[str, str | None]) -> Configs:
+        """As it will be; what goes back to its default is then not known."""
+        return Configs({**self.values, **values}, self.changed)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A target as it is, and what would be done to it. With `problems` nothing may be copied.
+
+    `create`: the configuration of a topic that does not exist yet. `expand`: its partition count, where that is too
+    small. `alter`: settings, None goes back to the default. `reopen`: it is a closed stand-in.
+    """
+
+    topic: str
+    partitions: int  # the source's
+    source_id: bytes
+    target: TopicInfo | None
+    create: Mapping[str, str] | None
+    expand: int | None
+    alter: Mapping[str, str | None]
+    reopen: bool
+    problems: tuple[Problem, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -38,6 +69,11 @@ class Prepared:
     problems: tuple[Problem, ...]
     partitions: int
     altered: Mapping[str, str | None]
+    target_id: bytes = _NO_ID
+
+
+class NoSource(Refused):
+    """The source has no such topic."""
 
 
 async def configs(client: ClusterClient, topic: str) -> Configs:
@@ -50,61 +86,127 @@ async def configs(client: ClusterClient, topic: str) -> Configs:
     return Configs(values, frozenset(e["name"] for e in one["configs"] if e["config_source"] == OF_THE_TOPIC))
 
 
+def is_closed(values: Mapping[str, str | None]) -> bool:
+    """Whether a topic's configuration is that of a stand-in that takes no records."""
+    return all(values.get(name) == value for name, value in CLOSED.items())
+
+
+async def judge(
+    source: ClusterClient,
+    target: ClusterClient,
+    topic: str,
+    *,
+    ship: bool,
+    max_message: int | None = None,
+    trial: bool = False,
+) -> Judged:
+    """What a mirror of `topic` would do to its target, and what keeps it from beginning.
+
+    Only in a ship, whose target is nobody else's, is an existing topic altered. `max_message` is the source's own limit
+    where it is closed. `trial`: the target's cluster is asked whether it would create the topic.
+
+    Raises:
+        NoSource: the source has no such topic. Refused: a cluster refuses to tell, or (`trial`) to create it.
+    """
+    theirs = (await describe(source, [topic])).get(topic)
+    if theirs is None:
+        raise NoSource(f"{source.name}: topic {topic!r}", ERROR.UNKNOWN_TOPIC_OR_PARTITION)
+    count = len(theirs.partitions)
+    wanted = await configs(source, topic)
+    limit = {"max.message.bytes": str(max_message)} if max_message is not None else {}
+    new = creation(wanted.values, set(wanted.changed), max_message=max_message)
+    ours = (await describe(target, [topic])).get(topic)
+    if ours is None:
+        values = await _trial(target, topic, count, new) if trial else None
+        found = [] if values is None else await _problems(source, target, topic, count, wanted, limit, values)
+        return Judged(topic, count, theirs.topic.id, None, new, None, {}, False, tuple(found))
+    have = await configs(target, topic)
+    reopen = ship and is_closed(have.values)
+    alter: Mapping[str, str | None] = {}
+    if ship:
+        alter = {**drift(wanted.values, have.values, set(wanted.changed)), **(new if reopen else {})}
+    found = []
+    expand = count if len(ours.partitions) < count else None
+    if len(ours.partitions) > count and ship:
+        why = "keys would be found in other partitions"
+        found.append(Problem("partitions", str(len(ours.partitions)), str(count), why))
+    found += await _problems(source, target, topic, count, wanted, limit, have.altered(alter).values)
+    return Judged(topic, count, theirs.topic.id, ours, None, expand, alter, reopen, tuple(found))
+
+
+async def _problems(
+    source: ClusterClient,
+    target: ClusterClient,
+    topic: str,
+    count: int,
+    wanted: Configs,
+    limit: Mapping[str, str],
+    have: Mapping[str, str | None],
+) -> list[Problem]:
+    before = have.get("message.timestamp.before.max.ms")
+    # The age of the source's records matters only where the target has a limit to it.
+    oldest = None if before is None or int(before) == FOREVER else await _oldest(source, topic, count)
+    return problems(
+        {**wanted.values, **limit},
+        have,
+        oldest=oldest,
+        now=int(time.time() * 1000),
+        source_replicas=len(source.brokers),
+        target_replicas=len(target.brokers),
+    )
+
+
+def _creation_request(topic: str, count: int, made: Mapping[str, str], validate_only: bool) -> Message:
+    new: Message = {
+        "name": topic,
+        "num_partitions": count,
+        "replication_factor": -1,
+        "configs": [{"name": name, "value": value} for name, value in made.items()],
+    }
+    return {"topics": [new], "timeout_ms": 10_000, "validate_only": validate_only}
+
+
+async def _trial(
+    target: ClusterClient, topic: str, count: int, made: Mapping[str, str]
+) -> Mapping[str, str | None] | None:
+    """The configuration the topic would have; None where the cluster does not tell. Raises Refused."""
+    one = (await target.call(CREATE_TOPICS, _creation_request(topic, count, made, True), retry=True))["topics"][0]
+    if one["error_code"]:
+        raise Refused(f"{target.name}: creating {topic}", one["error_code"], one["error_message"])
+    told = one.get("configs")
+    return {each["name"]: each["value"] for each in told} if told else None
+
+
 async def prepare(
     source: ClusterClient, target: ClusterClient, topic: str, *, ship: bool, max_message: int | None = None
 ) -> Prepared:
     """Make the target fit: create it, add partitions, alter what is followed; then judge it. Idempotent.
 
-    Only in a ship, whose target is nobody else's, is an existing topic altered. `max_message` is the source's own limit
-    where it is closed.
-
     Raises:
-        Refused: the source has no such topic, or the target cluster refuses.
+        NoSource: the source has no such topic. Refused: a cluster refuses.
     """
-    theirs = (await describe(source, [topic])).get(topic)
-    if theirs is None:
-        raise Refused(f"{source.name}: topic {topic!r}", ERROR.UNKNOWN_TOPIC_OR_PARTITION)
-    count = len(theirs.partitions)
-    wanted = await configs(source, topic)
-    ours = (await describe(target, [topic])).get(topic)
-    if ours is None:
-        made = creation(wanted.values, set(wanted.changed), max_message=max_message)
-        new: Message = {
-            "name": topic,
-            "num_partitions": count,
-            "replication_factor": -1,
-            "configs": [{"name": name, "value": value} for name, value in made.items()],
-        }
-        answer = await target.call(CREATE_TOPICS, {"topics": [new], "timeout_ms": 10_000}, retry=True)
-        one = answer["topics"][0]
+    judged = await judge(source, target, topic, ship=ship, max_message=max_message)
+    altered = judged.alter
+    if judged.create is not None:
+        request = _creation_request(topic, judged.partitions, judged.create, False)
+        one = (await target.call(CREATE_TOPICS, request, retry=True))["topics"][0]
         if one["error_code"] not in (0, ERROR.TOPIC_ALREADY_EXISTS):
             raise Refused(f"{target.name}: creating {topic}", one["error_code"], one["error_message"])
-        ours = await _appears(target, topic, count)
-    found: list[Problem] = []
-    if len(ours.partitions) < count:
-        grown = {"topics": [{"name": topic, "count": count, "assignments": None}], "timeout_ms": 10_000}
+        await _appears(target, topic, judged.partitions)
+    if judged.expand is not None:
+        grown = {"topics": [{"name": topic, "count": judged.expand, "assignments": None}], "timeout_ms": 10_000}
         one = (await target.call(CREATE_PARTITIONS, grown))["results"][0]
         if one["error_code"] not in (0, ERROR.INVALID_PARTITIONS):
             raise Refused(f"{target.name}: partitions of {topic}", one["error_code"], one["error_message"])
-        ours = await _appears(target, topic, count)
-    elif len(ours.partitions) > count and ship:
-        why = "keys would be found in other partitions"
-        found.append(Problem("partitions", str(len(ours.partitions)), str(count), why))
-    have = await configs(target, topic)
-    altered = drift(wanted.values, have.values, set(wanted.changed)) if ship else {}
+        await _appears(target, topic, judged.expand)
     if altered:
         await alter(target, topic, altered)
-        have = await configs(target, topic)
-    limit = {"max.message.bytes": str(max_message)} if max_message is not None else {}
-    found += problems(
-        {**wanted.values, **limit},
-        have.values,
-        oldest=await _oldest(source, topic, count),
-        now=int(time.time() * 1000),
-        source_replicas=len(source.brokers),
-        target_replicas=len(target.brokers),
-    )
-    return Prepared(tuple(found), count, altered)
+    if judged.reopen:
+        await _open(target, topic)
+    if judged.create is not None or judged.expand is not None:
+        judged = await judge(source, target, topic, ship=ship, max_message=max_message)
+    target_id = judged.target.topic.id if judged.target is not None else _NO_ID
+    return Prepared(judged.problems, judged.partitions, altered, target_id)
 
 
 async def alter(client: ClusterClient, topic: str, values: Mapping[str, str | None]) -> None:
@@ -117,6 +219,39 @@ async def alter(client: ClusterClient, topic: str, values: Mapping[str, str | No
     one = (await client.call(ALTER_CONFIGS, message, retry=True))["responses"][0]
     if one["error_code"]:
         raise Refused(f"{client.name}: altering {topic}", one["error_code"], one["error_message"])
+
+
+async def _open(client: ClusterClient, topic: str) -> None:
+    """Returns when every leader takes batches of the topic again: a change of its configuration comes to them later.
+
+    Each is sent a batch with a wrong checksum, which nobody appends: one that is open says so, one that is closed
+    finds it too large first. Raises Refused.
+    """
+    batch = bytearray(values_batch([(b"", bytes(128))], 0))
+    batch[CRC_AT] ^= 0xFF
+    deadline = trio.current_time() + APPEAR_SECONDS
+    failures = 0
+    while True:
+        found = (await describe(client, [topic])).get(topic)
+        by_leader: dict[int, list[int]] = {}
+        for number, part in found.partitions.items() if found is not None else ():
+            by_leader.setdefault(part.leader, []).append(number)
+        codes: set[int] = set()
+        for leader, numbers in by_leader.items():
+            if found is None or leader < 0:
+                codes.add(ERROR.LEADER_NOT_AVAILABLE)
+                continue
+            parts = [{"index": number, "records": memoryview(batch)} for number in numbers]
+            data = {"name": topic, "topic_id": found.topic.id, "partition_data": parts}
+            message = {"acks": ACKS_ALL, "timeout_ms": 10_000, "topic_data": [data]}
+            answer = await client.call(PRODUCE, message, broker=leader)
+            codes |= {one["error_code"] for one in answer["responses"][0]["partition_responses"]}
+        if codes == {ERROR.CORRUPT_MESSAGE}:
+            return
+        if trio.current_time() > deadline:
+            raise Refused(f"{client.name}: {topic!r} does not open", max(codes, default=ERROR.LEADER_NOT_AVAILABLE))
+        failures += 1
+        await trio.sleep(min(backoff(failures), 0.2))
 
 
 async def _appears(client: ClusterClient, topic: str, count: int) -> TopicInfo:

@@ -1,14 +1,15 @@
 """One process's share of all mirrors: links between clusters, mirrors on them, their targets followed.
 
-What is copied here is given from outside, unit by unit (`add`, `remove`): who owns which is decided by leases in the
-store. `statuses` and `samples` are what metrics and the admin API show.
+What is copied here is given from outside, unit by unit (`own`): who owns which is decided by leases in the store
+(`sharing`). `statuses` and `samples` are what metrics and the admin API show.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 
@@ -16,10 +17,15 @@ from kafka_client import ClientError, ClusterClient
 from offset_sync.table import Table
 from replicator.link import Assignment, Link, Mode, own_table, units
 from replicator.preflight import Problem
-from replicator.prepare import prepare
-from replicator.states import Condition, Status
+from replicator.prepare import NoSource, prepare
+from replicator.states import Status
+from runtime import logging
+
+log = logging.get(__name__)
 
 FOLLOW_SECONDS = 5.0
+FOLLOW_EACH = 0.05  # seconds a mirror at least: thousands of mirrors are looked at less often
+FOLLOWED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +47,21 @@ class Progress:
     partitions: int = 0
     problems: tuple[Problem, ...] = ()
     error: str = ""
+    no_source: bool = False  # the source had no such topic when it was last looked at
+    target_id: bytes = bytes(16)  # zeros until it is known
     running: dict[int, Assignment] = field(default_factory=dict)
     altered: dict[str, str | None] = field(default_factory=dict)
+    due: bool = True  # to be looked at as soon as may be
+    following: trio.Lock = field(default_factory=trio.Lock)
 
 
 SourceTables = Callable[[str, str, int], Table]
+
+
+class Clusters(Protocol):
+    """Clients by cluster. KeyError: there is no such cluster (any longer)."""
+
+    def __getitem__(self, cluster: str, /) -> ClusterClient: ...
 
 
 def plain_tables(_: str, topic: str, partition: int) -> Table:
@@ -58,7 +74,7 @@ class Replicator:
 
     def __init__(
         self,
-        clusters: Mapping[str, ClusterClient],
+        clusters: Clusters,
         *,
         tables: SourceTables = plain_tables,
         allowed: Callable[[], bool] = lambda: True,
@@ -76,6 +92,7 @@ class Replicator:
         self._nursery: trio.Nursery | None = None
         self._started = trio.Event()
         self._wake = trio.Event()
+        self._room = trio.CapacityLimiter(FOLLOWED_AT_ONCE)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -85,9 +102,13 @@ class Replicator:
             while True:
                 self._wake = trio.Event()
                 for progress in list(self.mirrors.values()):
-                    await self._follow(progress)
-                with trio.move_on_after(FOLLOW_SECONDS):
+                    if progress.due and not progress.following.locked():
+                        nursery.start_soon(self._follow, progress)
+                pause = max(FOLLOW_SECONDS, len(self.mirrors) * FOLLOW_EACH) if self.mirrors else float("inf")
+                with trio.move_on_after(pause) as slept:
                     await self._wake.wait()
+                if slept.cancelled_caught:
+                    self.again()
 
     async def add(self, mirror: Mirror, owns: Callable[[int], bool] = lambda _: True) -> Progress:
         """Begin, or own other units from now on; `owns` says which. The target is made to fit first."""
@@ -96,25 +117,71 @@ class Replicator:
         if progress is None:
             progress = self.mirrors[mirror] = Progress(mirror, owns)
         progress.owns = owns
-        await self._follow(progress)
+        async with progress.following:
+            await self._look(progress)
         return progress
 
     def remove(self, mirror: Mirror) -> None:
         """Copy no more; the target keeps what it has, and the journal where it stands."""
-        progress = self.mirrors.pop(mirror, None)
-        if progress is not None:
-            for assignment in progress.running.values():
-                self._link(mirror).revoke(assignment)
+        self.own(mirror, ())
+
+    def own(self, mirror: Mirror, numbers: Collection[int]) -> list[trio.Event]:
+        """From now on exactly these units of a mirror; none: forget it. What begins, begins soon.
+
+        The events are those of units that end: set when nothing of them is written any more.
+        """
+        progress = self.mirrors.get(mirror)
+        if progress is None:
+            if numbers:
+                self.mirrors[mirror] = Progress(mirror, frozenset(numbers).__contains__)
+                self._wake.set()
+            return []
+        mine = frozenset(numbers)
+        new = not all(map(progress.owns, mine))
+        progress.owns = mine.__contains__
+        ended = []
+        for number, assignment in list(progress.running.items()):
+            if number not in mine:
+                del progress.running[number]
+                link = self.links.get((mirror.source, mirror.target))
+                if link is not None:
+                    ended.append(link.revoke(assignment))
+        if not mine:
+            del self.mirrors[mirror]
+        elif new:
+            progress.due = True
+            self._wake.set()
+        return ended
+
+    def limit(self, source: str, target: str, rate: float | None) -> None:
+        """Bytes a second that this process may copy on a link, None for no limit; from now on."""
+        if rate is None:
+            self._rates.pop((source, target), None)
+        else:
+            self._rates[source, target] = rate
+        if (link := self.links.get((source, target))) is not None:
+            link.limit.rate = rate
 
     def again(self) -> None:
         """Look at targets and ownership now."""
+        for progress in self.mirrors.values():
+            progress.due = True
         self._wake.set()
 
     def _link(self, mirror: Mirror) -> Link:
+        """Raises KeyError: one of the clusters is not known."""
         key = mirror.source, mirror.target
+        source, target = self._clusters[mirror.source], self._clusters[mirror.target]
         link = self.links.get(key)
+        if link is not None and (link.source is not source or link.target is not target):
+            # They are reached otherwise from now on.
+            link.close()
+            del self.links[key]
+            for one, progress in self.mirrors.items():
+                if (one.source, one.target) == key:
+                    progress.running.clear()
+            link = None
         if link is None:
-            source, target = self._clusters[mirror.source], self._clusters[mirror.target]
 
             def table(topic: str, partition: int) -> Table:
                 return self._tables(mirror.source, topic, partition)
@@ -127,7 +194,12 @@ class Replicator:
         return link
 
     async def _follow(self, progress: Progress) -> None:
+        async with progress.following, self._room:
+            await self._look(progress)
+
+    async def _look(self, progress: Progress) -> None:
         mirror = progress.mirror
+        progress.due = False
         try:
             found = await prepare(
                 self._clusters[mirror.source],
@@ -135,19 +207,24 @@ class Replicator:
                 mirror.topic,
                 ship=mirror.mode == "ship",
             )
+            link = self._link(mirror)
+        except KeyError as error:
+            progress.error = f"there is no cluster {error}"
+            return
         except ClientError as error:
-            progress.error = str(error)
+            progress.error, progress.no_source = str(error), isinstance(error, NoSource)
             return  # what runs goes on: a source that cannot be asked now has a state of its own
-        progress.error, progress.problems = "", found.problems
+        progress.error, progress.no_source, progress.problems = "", False, found.problems
         progress.altered.update(found.altered)
-        progress.partitions = found.partitions
+        progress.partitions, progress.target_id = found.partitions, found.target_id
         if found.problems and not progress.running:
             return
-        link = self._link(mirror)
+        await link.started()
+        # From here on nothing waits: `own` may be called whenever something does.
         wanted = {
             one.number: one
             for one in units(mirror.topic, range(found.partitions), mirror.mode)
-            if mirror in self.mirrors and progress.owns(one.number)
+            if self.mirrors.get(mirror) is progress and progress.owns(one.number)
         }
         for number, assignment in list(progress.running.items()):
             if wanted.get(number) != assignment:
@@ -156,7 +233,7 @@ class Replicator:
         for number, assignment in wanted.items():
             if number not in progress.running:
                 progress.running[number] = assignment
-                await link.assign(assignment)
+                link.begin(assignment)
 
     # -- what it shows --------------------------------------------------------------------------------------------
 
@@ -170,17 +247,18 @@ class Replicator:
                         yield progress.mirror, number, status
 
     def samples(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
-        """Metrics: (name, (source, target, topic, partition), value); counters end in `_total`."""
+        """Metrics: (name, labels as runtime.metrics describes them, value)."""
         now = time.time()
         for mirror, number, status in self.statuses():
             labels = (mirror.source, mirror.target, mirror.topic, str(number))
-            yield "kfed_mirror_lag_records", labels, status.lag
-            yield "kfed_mirror_lag_bytes", labels, status.lag_bytes
+            if status.lag >= 0:
+                yield "kfed_mirror_lag_records", labels, status.lag
+            if status.lag_bytes >= 0:
+                yield "kfed_mirror_lag_bytes", labels, status.lag_bytes
             yield "kfed_mirror_lag_seconds", labels, status.lag_seconds(now)
             yield "kfed_mirror_records_total", labels, status.records_here
             yield "kfed_mirror_bytes_total", labels, status.bytes
             yield "kfed_mirror_foreign_total", labels, status.foreign
             yield "kfed_mirror_overtaken_total", labels, status.overtaken
             yield "kfed_mirror_restarts_total", labels, status.restarts
-            for condition in Condition:
-                yield f"kfed_mirror_condition_{condition}", labels, float(status.condition is condition)
+            yield "kfed_mirror_condition", (*labels, status.condition.value), 1

@@ -83,6 +83,8 @@ class ClusterCounters:
 
 
 Gauge = Callable[[], float | None]
+Sample = tuple[str, tuple[str, ...], float]
+"""(a name of `METRICS`, its own labels, the value)"""
 
 METRICS = (
     Described(
@@ -125,6 +127,61 @@ METRICS = (
     Described("kfed_store_connected", "gauge", (), "1: connected to the store."),
     Described("kfed_leader", "gauge", (), "1: this process is the elected controller."),
     Described("kfed_log_events_suppressed_total", "counter", (), "Log events left out: they repeated too often."),
+    Described(
+        "kfed_mirror_lag_records",
+        "gauge",
+        ("source", "target", "topic", "partition"),
+        "Offsets of the source, up to its last stable one, that are not on the target yet.",
+    ),
+    Described(
+        "kfed_mirror_lag_bytes",
+        "gauge",
+        ("source", "target", "topic", "partition"),
+        "The same in bytes, estimated from the mean size of the records that were copied.",
+    ),
+    Described(
+        "kfed_mirror_lag_seconds",
+        "gauge",
+        ("source", "target", "topic", "partition"),
+        "For how long there has been something to copy; 0 when the mirror has caught up.",
+    ),
+    Described(
+        "kfed_mirror_records_total",
+        "counter",
+        ("source", "target", "topic", "partition"),
+        "Records copied by this process.",
+    ),
+    Described(
+        "kfed_mirror_bytes_total",
+        "counter",
+        ("source", "target", "topic", "partition"),
+        "Bytes of record batches copied by this process.",
+    ),
+    Described(
+        "kfed_mirror_foreign_total",
+        "counter",
+        ("source", "target", "topic", "partition"),
+        "Records that others wrote into a ship's target.",
+    ),
+    Described(
+        "kfed_mirror_overtaken_total",
+        "counter",
+        ("source", "target", "topic", "partition"),
+        "Offsets that retention removed at the source before they were copied.",
+    ),
+    Described(
+        "kfed_mirror_restarts_total",
+        "counter",
+        ("source", "target", "topic", "partition"),
+        "Sessions of the partition's unit that ended and were begun anew.",
+    ),
+    Described(
+        "kfed_mirror_condition",
+        "gauge",
+        ("source", "target", "topic", "partition", "condition"),
+        "1 for the condition the partition is in: starting, copying, caught_up, or one that waits for an operator.",
+    ),
+    Described("kfed_replicator_units", "gauge", (), "Units that this process holds."),
     Described("kfed_children_restarts_total", "counter", ("child",), "Child processes started again after they ended."),
     Described("kfed_child_up", "gauge", ("child",), "1: the child process is ready."),
     Described("kfed_worker_scraped", "gauge", ("child",), "1: the worker answered this scrape."),
@@ -150,6 +207,7 @@ class Metrics:
         self.worker_scraped: dict[str, bool] = {}
         # Asked at scrape; None means "not known", and the sample is left out.
         self.gauges: dict[str, Gauge] = {}
+        self.sources: list[Callable[[], Iterable[Sample]]] = []  # asked at scrape as well
         self._apis: dict[tuple[str, str], ApiCounters] = {}
         self._listeners: dict[str, ListenerCounters] = {}
         self._clusters: dict[str, ClusterCounters] = {}
@@ -230,6 +288,12 @@ class Metrics:
         for name, value in self.gauges.items():
             if (number := value()) is not None:
                 yield self._gauge(name, [((), number)])
+        found: dict[str, list[tuple[tuple[str, ...], float]]] = {}
+        for source in self.sources:
+            for name, own, number in source():
+                found.setdefault(name, []).append((own, number))
+        for name, samples in found.items():
+            yield (self._counter if _DESCRIBED[name].kind == "counter" else self._gauge)(name, samples)
         yield from self._process()
 
     def _process(self) -> Iterator[Metric]:

@@ -1,8 +1,8 @@
 """The configuration file: what its keys mean, and errors that name the key to change.
 
-The file seeds the store once (`clusters`, `placement`); the rest (`store`, `proxy`, `admin`, `log`) belongs to the
-process that reads it. Passwords may be given as `password`, or better as `password_file`, which is re-read when it
-changes.
+The file seeds the store once (`clusters`, `placement`); the rest (`store`, `proxy`, `replicator`, `admin`, `log`)
+belongs to the process that reads it. Passwords may be given as `password`, or better as `password_file`, which is
+re-read when it changes.
 """
 
 from __future__ import annotations
@@ -148,6 +148,12 @@ class Proxy(_Settings, frozen=True):
     limits: Limits = Limits()
 
 
+class Replicator(_Settings, frozen=True):
+    """Processes that copy between clusters. They share the mirrors' work with those of other instances."""
+
+    workers: int = 1  # processes; `kfed run` starts them with the first mirror, and 0 leaves copying to others
+
+
 class Admin(_Settings, frozen=True):
     """The admin API, `/metrics`, `/healthz` and `/readyz`. A token is required unless `bind` is loopback.
 
@@ -175,6 +181,7 @@ class Settings(_Settings, frozen=True):
     clusters: dict[str, Cluster]
     placement: Placement
     proxy: Proxy = Proxy()
+    replicator: Replicator = Replicator()
     admin: Admin = Admin()
     log: Log = Log()
 
@@ -311,6 +318,8 @@ def _check_process(settings: Settings) -> None:
             f"admin.token_file: needed, since admin.bind {admin.bind} is not loopback; write a secret of 16 characters "
             "or more into a file and name it here"
         )
+    if not 0 <= settings.replicator.workers <= 64:
+        raise SettingsError("replicator.workers: from 0 (none here) to 64")
     limits = settings.proxy.limits
     if limits.drain_timeout > 8.0:
         raise SettingsError("proxy.limits.drain_timeout: at most 8 s, so that a whole process tree ends within 10")

@@ -67,9 +67,10 @@ async def test_a_target_is_made_grows_and_follows(east: Cluster, west: Cluster, 
         await setting(here, topic, "retention.ms", "7200000")
 
         def names_of() -> set[str]:
-            return {name for name, labels, value in replicator.samples() if labels[2:] == (topic, "39") and value == 1}
+            samples = replicator.samples()
+            return {labels[-1] for name, labels, _ in samples if name.endswith("condition") and labels[3] == "39"}
 
-        await until(lambda: f"kfed_mirror_condition_{Condition.CAUGHT_UP}" in names_of(), "no samples")
+        await until(lambda: names_of() == {Condition.CAUGHT_UP}, "no samples")
         replicator.remove(mirror)
         await write(there, topic, batch(b"after"))
         await replicator.add(mirror, owns=lambda number: number == 1)

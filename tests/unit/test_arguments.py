@@ -92,12 +92,9 @@ def test_wrong_usage_is_status_2(line: str, capsys: pytest.CaptureFixture[str]) 
     assert "usage: kfed" in capsys.readouterr().err
 
 
-def test_what_this_release_has_not(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "replicator", "-c", "none.yaml"]) == 2
-    assert "not part of this release" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("line", ["run -c none.yaml", "serve proxy -c none.yaml", "status -c none.yaml"])
+@pytest.mark.parametrize(
+    "line", ["run -c none.yaml", "serve proxy -c none.yaml", "serve replicator -c none.yaml", "status -c none.yaml"]
+)
 def test_a_wrong_configuration_is_one_line_and_status_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(line.split()) == 2
     assert capsys.readouterr().err == "kfed: none.yaml: No such file or directory\n"

@@ -27,6 +27,7 @@ SECTIONS: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("proxy", settings.Proxy),
     ("proxy.listeners[]", settings.Listener),
     ("proxy.limits", settings.Limits),
+    ("replicator", settings.Replicator),
     ("admin", settings.Admin),
     ("log", settings.Log),
     ("TLS to brokers and etcd (`tls` of a cluster or the store)", settings.TlsClient),
