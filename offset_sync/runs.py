@@ -10,9 +10,11 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate, chain
+from operator import add, or_
 from typing import NamedTuple
 
-from offset_sync.varints import Damaged, Reader, put
+from offset_sync.varints import Damaged, put, values
 
 CHUNK = 512  # runs to a stored record: about 3 to 8 KB
 
@@ -171,25 +173,71 @@ class Runs:
         Raises:
             Damaged: it is no chunk, or not the next one.
         """
-        reader = Reader(data)
-        first = reader.get()
+        first, parts = _decoded(data)
         if not len(self):
             self.dropped = first
         elif first != self.dropped + len(self):
             raise Damaged(f"a chunk from run {first} on, where {self.dropped + len(self)} is next")
-        logical = physical = 0
-        before = len(self)
-        added = 0
-        while not reader.done:
-            logical += reader.get()
-            physical += reader.get()
-            count = reader.get()
-            try:
-                self.append(logical, physical, count)
-            except (ValueError, OverflowError) as error:
-                raise Damaged(str(error)) from None
-            added += 1
-            logical += count
-            physical += count
-        if len(self) != before + added:
+        self._extend(parts)
+
+    def reload(self, data: bytes) -> None:
+        """A newer version of a chunk, and all that is known from there on: what was behind it is forgotten.
+
+        Raises:
+            Damaged: it is no chunk, or runs in front of it are missing here.
+        """
+        first, parts = _decoded(data)
+        at = first - self.dropped
+        if at > len(self) and len(self):
+            raise Damaged(f"a chunk from run {first} on, where {self.dropped + len(self)} is next")
+        if at <= 0 or first % CHUNK or not len(self):
+            self.dropped, at = first, 0  # a chunk that begins in its middle is the first one its writer has
+            self.keep(0)
+        self.keep(at)
+        self._extend(parts)
+
+    def copy(self) -> Runs:
+        """The same runs, to be changed alone."""
+        made = Runs()
+        made.dropped = self.dropped
+        made._logical, made._physical, made._count = self._logical[:], self._physical[:], self._count[:]
+        return made
+
+    def keep(self, count: int) -> None:
+        """Forget all but the first `count` runs."""
+        for side in (self._logical, self._physical, self._count):
+            del side[count:]
+
+    def _extend(self, parts: tuple[array[int], array[int], array[int]]) -> None:
+        logical, physical, count = parts
+        if not logical:
+            return
+        end = self.end
+        if end is not None and (logical[0] < end.logical or physical[0] < end.physical):
+            raise Damaged(f"run {logical[0]} at {physical[0]} is not behind {end.logical} at {end.physical}")
+        if end == (logical[0], physical[0]):
             raise Damaged("runs that should have been one")
+        self._logical.extend(logical)
+        self._physical.extend(physical)
+        self._count.extend(count)
+
+
+def _decoded(data: bytes) -> tuple[int, tuple[array[int], array[int], array[int]]]:
+    """(the number of the first run, logical offsets, physical offsets, counts) of a chunk. Damaged."""
+    numbers = values(data)
+    if len(numbers) % 3 != 1:
+        raise Damaged(f"{len(numbers)} numbers are no chunk")
+    gaps, shifts, counts = numbers[1::3], numbers[2::3], numbers[3::3]
+    if 0 in counts:
+        raise Damaged("an empty run")
+    if 0 in map(or_, gaps[1:], shifts[1:]):
+        raise Damaged("runs that should have been one")
+    try:
+        # Each begins a gap behind the end of the one before.
+        return numbers[0], (
+            array("q", accumulate(map(add, gaps, chain((0,), counts)))),
+            array("q", accumulate(map(add, shifts, chain((0,), counts)))),
+            array("q", counts),
+        )
+    except OverflowError as error:
+        raise Damaged(str(error)) from None

@@ -7,7 +7,7 @@ whatever moves lie behind, a request reads one table. `generation` counts how of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from offset_sync.runs import CHUNK, Position, Run, Runs
 from offset_sync.varints import Damaged, Reader, put, put_signed
@@ -152,6 +152,7 @@ class Table:
     def cut_from(self, physical: int) -> None:
         """The log lost everything from a physical offset on."""
         self.runs.cut_from(physical)
+        self.runs.drop_below(self.log_start)
         self._dirty_from = min(self._dirty_from, self.runs.chunk_of_last())
         self._state_dirty = True
 
@@ -214,6 +215,27 @@ class Table:
         made._dirty_from = made._top + 1
         made._state_dirty = state is None
         return made
+
+    def follow(self, state: bytes | None, chunks: Mapping[int, bytes | None]) -> None:
+        """Apply a newer checkpoint of this table, written elsewhere: its state, and chunks (None: deleted).
+
+        Raises:
+            Damaged: this is no later version of what is here; it has to be loaded again.
+        """
+        if state is not None:
+            newer = Table.load(state, ())
+            if newer.generation != self.generation:
+                self.runs = Runs()
+            self.generation, self.log_start, self.own = newer.generation, newer.log_start, newer.own
+        runs = self.runs
+        runs.drop_below(self.log_start)
+        for number in sorted(chunks):
+            data = chunks[number]
+            if data is not None:
+                runs.reload(data)
+            elif (number + 1) * CHUNK > runs.dropped:  # what lay in front of the log start is gone already
+                runs.keep(min(max(number * CHUNK - runs.dropped, 0), len(runs)))
+        runs.drop_below(self.log_start)
 
     def size(self) -> int:
         """Bytes the runs take in memory."""

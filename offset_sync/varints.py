@@ -21,6 +21,24 @@ def put_signed(out: bytearray, value: int) -> None:
     put(out, value << 1 if value >= 0 else ~value << 1 | 1)
 
 
+def values(data: bytes | bytearray | memoryview) -> list[int]:
+    """All unsigned varints of the data; a table of a million runs is read like this. Damaged as `Reader`."""
+    out: list[int] = []
+    value = shift = 0
+    for byte in data:
+        if byte < 0x80:
+            out.append(byte << shift | value)
+            value = shift = 0
+        else:
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if shift >= 70:
+                break
+    if shift:
+        raise Damaged("a varint that does not end")
+    return out
+
+
 class Reader:
     """Reads what `put` and `put_signed` wrote. Damaged at the end of the bytes, or past 10 bytes of one value."""
 

@@ -15,7 +15,7 @@ sent twice. Why that neither loses nor doubles:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -85,9 +85,19 @@ def recover(stored: Stored, tail: Iterable[Found], scanned: int) -> Recovered:
         Damaged: the journal cannot be read.
     """
     state = stored.state or State()
-    table, guard = stored.load_table(), stored.load_guard()
+    table = stored.load_table()
     table.cut_from(state.scanned)  # chunks may be newer than the state where a checkpoint took several batches
-    intents = stored.open_intents()
+    return judge(state, table, stored.load_guard(), stored.open_intents(), tail, scanned)
+
+
+def judge(
+    state: State, table: Table, guard: Guard, intents: Sequence[Intent], tail: Iterable[Found], scanned: int
+) -> Recovered:
+    """`recover` of what was loaded already: adds to table and guard what landed of the open intents.
+
+    Raises:
+        Inconsistent: as `recover`.
+    """
     position, leader_epoch = state.position, state.leader_epoch
     queue: deque[tuple[Intent, Stretch]] = deque()
     for intent in intents:

@@ -22,6 +22,7 @@ TOPIC = "__kfed_mirror"
 PARTITIONS = 17
 REGISTRY = 0
 SLOTS = 256
+UNIT_SIZE = 32  # partitions of a topic that share an identity; it decides where their journal is, so it cannot change
 VERSION = 1
 CONFIGS = {
     "cleanup.policy": "compact",
@@ -261,6 +262,11 @@ def tombstones(stream: Stream, stored: Stored) -> list[Pair]:
     for kind, kept in ((CHUNK, stored.chunks), (GUARD, stored.guards), (INTENT, stored.intents)):
         out += [(stream.key(kind, number), None) for number in kept]
     return out
+
+
+def unit_name(scope: str, topic: str, number: int) -> str:
+    """A unit's transactional id. Of a ship it does not depend on the source: whoever ships next fences the last."""
+    return f"kfed-mirror.{f'exchange.{scope}' if scope else 'ship'}.{topic}.{number}"
 
 
 def partition_of(unit: str) -> int:
