@@ -21,6 +21,7 @@ from metadata_service.homekeeping import Homekeeping
 from metadata_service.housekeeping import Housekeeping
 from metadata_service.inventory import Inventory
 from metadata_service.member import Member, join
+from metadata_service.mirrorkeeping import Mirrorkeeping
 from metadata_service.models import CONTROLLER, ControllerRecord, OperationRecord
 from metadata_service.records import encode
 from metadata_service.seeding import seed
@@ -134,6 +135,7 @@ class Controller:
         await member.settled()
         house = Housekeeping(member, self._settings, guard)
         homes = Homekeeping(member, guard)
+        mirrors = Mirrorkeeping(member, guard)
         self.inventory = Inventory(member, guard)
         self.leading = True
         self.active.set()
@@ -142,6 +144,7 @@ class Controller:
             nursery.start_soon(self._every, 5.0, "addresses", house.addresses, True)
             nursery.start_soon(self._every, 5.0, "features", house.features, True)
             nursery.start_soon(self._every, 2.0, "health", house.health, True)
+            nursery.start_soon(self._every, 1.0, "mirrors", mirrors.round, True)
             nursery.start_soon(self._every, 600.0, "history", house.history, False)
             nursery.start_soon(self._every, 20.0, "homes", homes.round, False)
             nursery.start_soon(self._every, 60.0, "audit", lambda: audit(member, guard), False)

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
+import msgspec
 import trio
 
 from kafka_client import ClusterClient
@@ -35,7 +36,9 @@ from metadata_service.models import (
     TRANSACTION_HOMES,
     ChangeRecord,
     HomeRecord,
+    MirrorRecord,
     is_internal,
+    mirror_key,
 )
 from metadata_service.placement import place_topic
 from metadata_service.records import encode, settle
@@ -55,6 +58,10 @@ Known = TypeVar("Known")
 
 
 Recorded = Callable[[str], Awaitable[bool]]
+
+
+def _removed(now: MirrorRecord | None) -> MirrorRecord | None:
+    return now and msgspec.structs.replace(now, state="removing", delete_copy=True)
 
 
 async def _always(home: str) -> bool:
@@ -187,8 +194,18 @@ class WorkerFederation:
 
     async def topics_deleted(self, names: Iterable[str]) -> None:
         """Forget topics just deleted on their cluster, and delete their stubs: commits on a deleted topic are void,
-        and Kafka purges them with it."""
-        await self._topics.deleted(set(names))
+        and Kafka purges them with it. Copies that a rule has made of them go as well."""
+        gone = set(names)
+        await self._remove_standbys(gone)
+        await self._topics.deleted(gone)
+        await self._remove_standbys(gone)  # such as were made meanwhile
+
+    async def _remove_standbys(self, topics: Iterable[str]) -> None:
+        for name in topics:
+            for mirror in self._following.view.mirrors_of(name):
+                if mirror.rule and not (mirror.state == "removing" and mirror.delete_copy):
+                    key = mirror_key(mirror.target, name, mirror.source)
+                    await settle(self._store, key, MirrorRecord, _removed)
 
     async def partitions_created(self, names: Iterable[str]) -> None:
         """Take over new partition counts of topics; their stubs are expanded first."""

@@ -44,5 +44,7 @@ def copies(mirrors: Iterable[MirrorRecord], serving: str | None) -> set[str]:
     return {
         one.target
         for one in mirrors
-        if one.target != serving and (one.mode == "ship" or serving is not None) and one.state != "removing"
+        if one.target != serving
+        and (one.mode == "ship" or serving is not None)
+        and (one.state != "removing" or one.delete_copy)
     }

@@ -44,6 +44,7 @@ AUDITS = "audits/"
 ASSIGNMENTS = "replicator/assignments/"  # <target>/<topic>/<source>/<unit>
 COPIERS = "replicator/workers/"  # <instance>/<worker>, bound to its lease: who may be given units
 REPORTS = "replicator/reports/"  # <instance>/<worker>/<target>/<topic>/<source>
+MIRRORS_CHANGED = "replicator/changed"  # written whenever mirrors are created: what may be depends on the others
 TOMBSTONES = "tombstones/"  # physical topic ids just deleted, for a minute: a slow broker may still name them
 
 
@@ -137,8 +138,9 @@ class StubRecord(_Record, frozen=True):
 
     It is recorded before it is created, so that a half-made stub is never taken for somebody's topic: until its
     cluster is known to have it, `topic_id` is empty. `borrowed` marks a topic of the same name that was there
-    before and is used as it is: never closed, expanded or deleted by us. `stands_for` is the logical id of the topic it
-    was made for: positions of that one are void for another topic of its name.
+    before and is used as it is: never closed, expanded or deleted by us. `mirrored`: it is a mirror's target, expanded
+    with its topic. `stands_for` is the logical id of the topic it was made for: positions of that one are void for
+    another topic of its name.
     """
 
     topic: str
@@ -146,6 +148,7 @@ class StubRecord(_Record, frozen=True):
     topic_id: str  # the stub's own id on `cluster`
     partitions: int
     borrowed: bool = False
+    mirrored: bool = False
     stands_for: str = ""
 
 

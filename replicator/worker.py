@@ -24,6 +24,7 @@ from runtime import logging
 log = logging.get(__name__)
 
 FOLLOW_SECONDS = 5.0
+RETRY_SECONDS = 2.0  # for those that could not be looked at
 FOLLOW_EACH = 0.05  # seconds a mirror at least: thousands of mirrors are looked at less often
 FOLLOWED_AT_ONCE = 8
 
@@ -99,16 +100,23 @@ class Replicator:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             self._started.set()
+            next_round = trio.current_time() + FOLLOW_SECONDS
             while True:
                 self._wake = trio.Event()
+                if trio.current_time() >= next_round:
+                    next_round = trio.current_time() + max(FOLLOW_SECONDS, len(self.mirrors) * FOLLOW_EACH)
+                    for progress in self.mirrors.values():
+                        progress.due = True
                 for progress in list(self.mirrors.values()):
                     if progress.due and not progress.following.locked():
                         nursery.start_soon(self._follow, progress)
-                pause = max(FOLLOW_SECONDS, len(self.mirrors) * FOLLOW_EACH) if self.mirrors else float("inf")
-                with trio.move_on_after(pause) as slept:
+                failed = [one for one in self.mirrors.values() if one.error]
+                pause = max(next_round - trio.current_time(), 0.0) if self.mirrors else float("inf")
+                with trio.move_on_after(min(pause, RETRY_SECONDS) if failed else pause) as slept:
                     await self._wake.wait()
                 if slept.cancelled_caught:
-                    self.again()
+                    for progress in failed:
+                        progress.due = True
 
     async def add(self, mirror: Mirror, owns: Callable[[int], bool] = lambda _: True) -> Progress:
         """Begin, or own other units from now on; `owns` says which. The target is made to fit first."""
@@ -128,7 +136,7 @@ class Replicator:
     def own(self, mirror: Mirror, numbers: Collection[int]) -> list[trio.Event]:
         """From now on exactly these units of a mirror; none: forget it. What begins, begins soon.
 
-        The events are those of units that end: set when nothing of them is written any more.
+        The events are set when nothing of what ends is written any more, and nothing is done to a target's topic.
         """
         progress = self.mirrors.get(mirror)
         if progress is None:
@@ -148,6 +156,9 @@ class Replicator:
                     ended.append(link.revoke(assignment))
         if not mine:
             del self.mirrors[mirror]
+            if progress.following.locked() and self._nursery is not None:
+                ended.append(looked := trio.Event())
+                self._nursery.start_soon(self._looked, progress, looked)
         elif new:
             progress.due = True
             self._wake.set()
@@ -196,6 +207,11 @@ class Replicator:
     async def _follow(self, progress: Progress) -> None:
         async with progress.following, self._room:
             await self._look(progress)
+
+    @staticmethod
+    async def _looked(progress: Progress, looked: trio.Event) -> None:
+        async with progress.following:
+            looked.set()
 
     async def _look(self, progress: Progress) -> None:
         mirror = progress.mirror
