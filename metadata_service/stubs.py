@@ -6,7 +6,7 @@ finishes it. Every step may be done twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import trio
@@ -27,6 +27,7 @@ log = logging.get(__name__)
 
 CREATE_TOPICS, DELETE_TOPICS, DESCRIBE_CONFIGS, CREATE_PARTITIONS = 19, 20, 32, 37
 TIMEOUT = 10.0
+DESCRIBED_AT_ONCE = 200
 # Together they make every leader refuse every data batch, and let transaction markers pass.
 CLOSED: Mapping[str, str] = {"max.message.bytes": "78", "compression.type": "gzip"}
 
@@ -210,11 +211,21 @@ async def delete_stub(client: ClusterClient, record: StubRecord) -> None:
 
 async def is_closed(client: ClusterClient, topic: str) -> bool:
     """Whether the topic's own configuration is a stub's. Raises Undecided."""
+    return bool(await closed_among(client, [topic]))
+
+
+async def closed_among(client: ClusterClient, topics: Iterable[str]) -> set[str]:
+    """Those of the topics whose configuration is a stub's. Raises Undecided."""
     names = sorted(CLOSED)
-    resource = {"resource_type": 2, "resource_name": topic, "configuration_keys": names}
-    answer = await _change(client, DESCRIBE_CONFIGS, {"resources": [resource]})
-    found = {one["name"]: one["value"] for one in answer["results"][0]["configs"] or ()}
-    return all(found.get(name) == value for name, value in CLOSED.items())
+    resources = [{"resource_type": 2, "resource_name": one, "configuration_keys": names} for one in sorted(topics)]
+    out: set[str] = set()
+    for start in range(0, len(resources), DESCRIBED_AT_ONCE):
+        answer = await _change(client, DESCRIBE_CONFIGS, {"resources": resources[start : start + DESCRIBED_AT_ONCE]})
+        for result in answer["results"]:
+            found = {one["name"]: one["value"] for one in result["configs"] or ()}
+            if all(found.get(name) == value for name, value in CLOSED.items()):
+                out.add(result["resource_name"])
+    return out
 
 
 async def _change(client: ClusterClient, key: int, message: Message) -> Message:

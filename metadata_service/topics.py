@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import trio
@@ -15,11 +16,11 @@ from metadata_service.clients import Clients
 from metadata_service.discovery import Discovery
 from metadata_service.failures import StubRefused, Undecided
 from metadata_service.following import Following
-from metadata_service.models import TOMBSTONES, TopicRecord, stub_key, topic_key
+from metadata_service.models import TOMBSTONES, StubRecord, TopicRecord, stub_key, topic_key
 from metadata_service.records import TRIES, Contended, decode, encode, settle
 from metadata_service.store.clock import Backoff
 from metadata_service.store.contract import Condition, Delete, Operation, Put, Store, StoreError, Unchanged
-from metadata_service.stubs import delete_stub, make_stub
+from metadata_service.stubs import closed_among, delete_stub, make_stub
 from metadata_service.view import PhysicalTopic, View
 from runtime import logging
 
@@ -29,6 +30,15 @@ BATCH = 24  # topics of one commit: each takes a condition or two and an operati
 TOMBSTONE_TTL = 60  # seconds a slow broker may go on naming a deleted topic without its being adopted again
 SHOWN = 10.0  # seconds to wait for a cluster's metadata to show a topic
 AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """What changes a topic's record. `known`: the revision of a record that is as it should be, and not in the view."""
+
+    conditions: Sequence[Condition] = ()
+    operations: Sequence[Operation] = ()
+    known: int = 0
 
 
 class Topics:
@@ -57,6 +67,7 @@ class Topics:
         Raises Undecided (no cluster answers) and StoreError.
         """
         found, answered = await self._look(names)
+        await self._recognise_stubs(found, answered)
         before = {name: topic.id for name, topic in self._following.view.topics.items() if name in found}
         revision = await self.judge(found, set(names), answered, adopted=True)
         if revision:
@@ -69,6 +80,42 @@ class Topics:
         if wait and here:
             await self._shown(here)
         return here
+
+    async def _recognise_stubs(self, found: dict[str, dict[str, PhysicalTopic]], answered: Collection[str]) -> None:
+        """Stubs of a store that was lost are known by being closed: they are recorded again, and are nobody's topic.
+
+        A name that is closed wherever it was found is left out of `found` as long as a cluster is silent that may have
+        the topic itself; once all have answered it is a topic like any other. Raises Undecided, StoreError.
+        """
+        view = self._following.view
+        unknown = {name for name in found if name not in view.topics}
+        silent = {one for one, cluster in view.clusters.items() if cluster.record.state == "active"} - set(answered)
+        ours = {name: copies(view, name) for name in unknown}
+        doubtful = {name for name in unknown if silent or len(found[name].keys() - ours[name]) > 1}
+        closed: dict[str, set[str]] = {}
+        for cluster in {one for name in doubtful for one in found[name].keys() - ours[name]}:
+            client = self._clients.get(cluster)
+            if client is not None:
+                here = {name for name in doubtful if cluster in found[name]}
+                for name in await closed_among(client, here):
+                    closed.setdefault(name, set()).add(cluster)
+        revision = 0
+        for name, clusters in closed.items():
+            if clusters >= found[name].keys() - ours[name]:
+                if silent:
+                    del found[name]
+                continue
+            for cluster in clusters - ours[name]:
+                topic = found[name][cluster]
+                stub = StubRecord(
+                    topic=name, cluster=cluster, topic_id=topic.id.hex(), partitions=len(topic.partitions)
+                )
+                log.info("a stub was found that the store does not know", topic=name, cluster=cluster)
+                key = stub_key(cluster, name)
+                done = await settle(self._store, key, StubRecord, _unless_known(stub), conditions=self._guards)
+                revision = max(revision, done.revision)
+        if revision:
+            await self._following.reached(revision)
 
     async def judge(
         self,
@@ -98,13 +145,15 @@ class Topics:
             view = self._following.view
             conditions: list[Condition] = [*self._guards]
             operations: list[Operation] = []
+            ahead = 0
             for name in names:
                 fresh = not attempt and name not in view.topics
                 steps = await self._steps(name, found.get(name, {}), answered, adopted, view, fresh)
-                conditions += steps[0]
-                operations += steps[1]
+                conditions += steps.conditions
+                operations += steps.operations
+                ahead = max(ahead, steps.known)
             if not operations:
-                return 0
+                return ahead
             done = await self._store.commit(conditions, operations)
             if done.succeeded:
                 return done.revision
@@ -122,7 +171,7 @@ class Topics:
         adopted: bool,
         view: View,
         fresh: bool,
-    ) -> tuple[list[Condition], list[Operation]]:
+    ) -> _Steps:
         """What changes one topic's record as decided. `fresh`: taken for unknown, which the commit will confirm."""
         key = topic_key(name)
         stored = None if fresh else await self._store.get(key)
@@ -143,19 +192,20 @@ class Topics:
         if decided is not None and current is not None and decided.cluster == current.cluster:
             decided = adoption.kept_conflict(current, decided, answered)
         if decided == current:
-            return [], []
+            # Another has decided it just now: a worker that was cut off from the store until now must see that first.
+            return _Steps(known=stored.mod_revision if stored is not None and name not in view.topics else 0)
         seen = Unchanged(key, stored.mod_revision if stored is not None else 0)
         if decided is None:
-            return [seen], [Delete(key)]
+            return _Steps([seen], [Delete(key)])
         if decided.conflict and (current is None or decided.conflict != current.conflict):
             log.warning("a name on several clusters", topic=name, served=decided.cluster, hidden=decided.conflict)
         conditions: list[Condition] = [seen]
         if current is None or decided.id != current.id:
             tombstone = TOMBSTONES + decided.timeline[-1].topic_id
             if not fresh and await self._store.get(tombstone) is not None:
-                return [], []  # just deleted; the broker that was asked has not heard of it yet
+                return _Steps()  # just deleted; the broker that was asked has not heard of it yet
             conditions.append(Unchanged(tombstone, 0))
-        return conditions, [Put(key, encode(decided))]
+        return _Steps(conditions, [Put(key, encode(decided))])
 
     async def _look(self, names: Iterable[str]) -> tuple[dict[str, dict[str, PhysicalTopic]], set[str]]:
         """name -> cluster -> topic, and the clusters that answered. Raises Undecided where none does."""
@@ -365,6 +415,10 @@ def copies(view: View, name: str) -> set[str]:
     }
     served = view.topics.get(name)
     return stubs | mirroring.copies(view.mirrors_of(name), served.cluster if served is not None else None)
+
+
+def _unless_known(stub: StubRecord) -> Callable[[StubRecord | None], StubRecord]:
+    return lambda now: now or stub
 
 
 def _parts(items: list[str], size: int) -> Iterable[list[str]]:

@@ -173,3 +173,29 @@ async def test_a_transactional_id_goes_on_with_its_epochs(
         assert found[10:] == [100, 101, 103]
 
     await trio.to_thread.run_sync(run)
+
+
+async def test_with_a_new_store_stubs_are_stubs_again(east: Cluster, west: Cluster, names: Names) -> None:
+    """A group on east reads a topic on west; then the store is lost. Its stub on east, the cluster that would win a
+    conflict, is not taken for the topic, and the group goes on where it stood."""
+    topic, group = names.topic("orders") + "-west", names.group("readers")
+
+    def run() -> None:
+        with run_federation([east, west]) as first:
+            through = first.librdkafka()
+            create(through, topic, 1)
+            produce(through, topic, 0, 10)
+            assert read(through, group, topic, 4) == [0, 1, 2, 3]
+        assert topic in AdminClient(east.librdkafka()).list_topics(timeout=10).topics, "no stub: nothing is tested"
+        with run_federation([east, west]) as second:
+            through = second.librdkafka()
+            shown = second.ask(f"/api/v1/topics/{topic}")
+            assert (shown["cluster"], shown["conflict"]) == ("west", [])
+            assert committed(through, group, topic) == 4
+            produce(through, topic, 10, 2)
+            assert read(through, group, topic, 8) == list(range(4, 12))
+            admin = AdminClient(through)
+            admin.delete_topics([topic])[topic].result(20)
+        assert topic not in AdminClient(east.librdkafka()).list_topics(timeout=10).topics  # as known stubs are
+
+    await trio.to_thread.run_sync(run)
