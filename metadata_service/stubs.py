@@ -91,11 +91,11 @@ async def _make(
     if present is None:
         await _create(client, topic, wanted)
     elif len(present.partitions) < wanted:
-        if record.borrowed:
+        if record.borrowed and not record.mirrored:
             raise StubRefused(cluster, topic, f"another topic of that name is used, and has not {wanted} partitions")
         await _expand(client, topic, wanted)
     found = await known_everywhere(client, topic, wanted)
-    if len(found.partitions) > wanted and record.borrowed:
+    if len(found.partitions) > wanted and record.borrowed and not record.mirrored:
         raise StubRefused(cluster, topic, f"another topic of that name is used, and has {len(found.partitions)}")
 
     def finished(now: StubRecord | None) -> StubRecord:
@@ -109,11 +109,12 @@ async def _make(
 
 def serves(record: StubRecord | None, topic: TopicRecord) -> bool:
     """Whether a stub can stand in for the topic as both are recorded."""
+    fitted = record is not None and (record.mirrored or not record.borrowed)
     return (
         record is not None
         and bool(record.topic_id)
         and record.stands_for in ("", topic.id)
-        and (record.partitions == topic.partitions or (not record.borrowed and record.partitions > topic.partitions))
+        and (record.partitions == topic.partitions or (fitted and record.partitions > topic.partitions))
     )
 
 
