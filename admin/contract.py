@@ -76,6 +76,9 @@ class Office(Protocol):
 
     async def store_import(self, exported: Mapping[str, object], by: str) -> Document: ...
 
+    async def verify(self, asked: Mapping[str, object]) -> Document:
+        """The next piece of an audit of mirrors; it changes nothing."""
+
     async def metrics(self) -> bytes:
         """Prometheus text of this process and of the workers it answers for."""
 

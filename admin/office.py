@@ -11,6 +11,7 @@ import trio
 
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
 from admin.core import Core
+from admin.verification import Verification
 from admin.workers import Workers
 from metadata_service import deciding, doctor, models, seeding
 from metadata_service import status as documents
@@ -54,6 +55,7 @@ class FederationOffice:
         self._metrics = metrics
         self._reasons = reasons
         self._known: Facts | None = None
+        self._verification = Verification()
         for name in ("kfed_view_age_seconds", "kfed_store_lag_seconds"):
             metrics.gauge(name, self._of_member(lambda member: member.following.age()))
         metrics.gauge("kfed_leader", lambda: float(core.controller is not None and core.controller.leading))
@@ -182,6 +184,12 @@ class FederationOffice:
             await member.federation.record_change(by, what, plan, result)
         except (Unavailable, StoreError, DecisionFailed) as error:
             log.error("a change could not be recorded", by=by, what=what, error=str(error))
+
+    # -- mirrors ---------------------------------------------------------------------------------------------------
+
+    async def verify(self, asked: Mapping[str, object]) -> Document:
+        member, _ = self._open()
+        return await self._verification.verify(member, asked)
 
     # -- configuration --------------------------------------------------------------------------------------------
 

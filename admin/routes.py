@@ -135,6 +135,27 @@ ROUTES = (
     ),
     Route(
         "POST",
+        "/verify",
+        "Compare what both sides of mirrors hold: the next few seconds' piece, and a cursor to go on with",
+        lambda office, asked: office.verify(asked.body),
+        gives={
+            "pieces": "list of `{topic, source, target, mode, partition, done, problem, from, to, buckets, findings, "
+            "left_out, not_compared}`: what was compared of a partition; to be added to its earlier pieces",
+            "bytes": "how much was read, on both sides together",
+            "cursor": "what to send back for the next piece; null: that was the last one",
+        },
+        takes={
+            "topics": "their names",
+            "from": "only mirrors from this cluster",
+            "to": "only mirrors to this cluster",
+            "bucket": "seconds that records are counted together for (3600)",
+            "rate": "bytes a second to read at most, on both sides together",
+            "since": "Unix ms: begin with the first record of that time or later",
+            "cursor": "of the answer before; everything else must be the same",
+        },
+    ),
+    Route(
+        "POST",
         "/config/diff",
         "What a configuration file says differently from the store",
         _config_diff,

@@ -66,6 +66,22 @@ def parser() -> argparse.ArgumentParser:
     import_ = actions.add_parser("import", help="replace what the store holds; a plan without --apply")
     import_.add_argument("file", metavar="FILE", help="an export")
 
+    verify = command(
+        "verify",
+        "compare what both sides of mirrors hold, record by record, while traffic flows",
+        more="Exit status: 0 identical, 1 something differs or could not be compared, 2 wrong usage.",
+    )
+    verify.add_argument("topics", metavar="TOPIC", nargs="+", help="a topic that is mirrored")
+    verify.add_argument("--from", dest="source", metavar="CLUSTER", help="only mirrors from this cluster")
+    verify.add_argument("--to", dest="target", metavar="CLUSTER", help="only mirrors to this cluster")
+    verify.add_argument(
+        "--bucket", metavar="TIME", default="1h", help="count records together by 15m, 1h (the default), 1d, ..."
+    )
+    verify.add_argument("--rate", metavar="BYTES_PER_S", help="read no faster, on both sides together: 500k, 20M, ...")
+    verify.add_argument(
+        "--since", metavar="TIME", help="begin with the first record of that time: 2h (ago), or 2026-11-20T14:00"
+    )
+
     command("doctor", "what is wrong, and the command that mends it")
     command("version", "the version of kfed and of what it runs on")
     return top

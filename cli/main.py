@@ -28,6 +28,10 @@ def _command(options: argparse.Namespace) -> int:
         from cli import change
 
         return change.run(options)
+    if options.command == "verify":
+        from cli import verify
+
+        return verify.run(options)
     from cli import show
 
     return show.run(options)

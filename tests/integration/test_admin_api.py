@@ -97,6 +97,9 @@ class FakeOffice:
     async def store_import(self, exported: Mapping[str, object], by: str) -> Document:
         return {"applied": True}
 
+    async def verify(self, asked: Mapping[str, object]) -> Document:
+        return {"pieces": [], "asked": dict(asked), "cursor": None}
+
     async def metrics(self) -> bytes:
         return b"# HELP a b\n"
 
