@@ -207,7 +207,7 @@ def _topic(document: Document) -> None:
     print()
     table(PARTITIONS, document["partition_details"] or [], empty="its cluster does not show it at present")
     print()
-    table(LAGS, _named(document["groups_lag"]), empty="no group reads it")
+    table(LAGS, _named(document["groups_lag"]), empty="no group was seen reading it; this is looked at every 15 seconds")
 
 
 def _group(document: Document) -> None:
@@ -224,7 +224,7 @@ def _group(document: Document) -> None:
         ]
     )
     print()
-    table(LAGS, _named(document["topic_lags"]), empty="it has no commits")
+    table(LAGS, _named(document["topic_lags"]), empty="no commits were seen; they are looked at every 15 seconds")
 
 
 def _named(by_name: Mapping[str, Row]) -> list[Row]:
