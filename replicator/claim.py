@@ -23,6 +23,7 @@ from kafka_wire.records import decode_records, fields_of, values_batch
 from replicator import journal
 from replicator.core import Found, Identity
 from replicator.journal import Contents
+from replicator.rights import DENIED, lacking, on_topic
 from replicator.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
 from replicator.wire import ACKS_ALL, PRODUCE
 
@@ -72,7 +73,10 @@ async def ensure_journal(target: ClusterClient) -> TopicInfo:
             answer = await target.call(CREATE_TOPICS, {"topics": [topic], "timeout_ms": 10_000}, retry=True)
             one = answer["topics"][0]
             if one["error_code"] not in (0, ERROR.TOPIC_ALREADY_EXISTS):
-                raise Refused(f"{target.name}: creating {journal.TOPIC}", one["error_code"], one["error_message"])
+                right = lacking(one["error_code"], on_topic("CREATE", journal.TOPIC))
+                raise Refused(
+                    f"{target.name}: creating {journal.TOPIC}{right}", one["error_code"], one["error_message"]
+                )
         failures += 1
         if failures > 12:
             raise Refused(f"{target.name}: {journal.TOPIC} does not appear", ERROR.UNKNOWN_TOPIC_OR_PARTITION)
@@ -150,8 +154,9 @@ async def register(target: ClusterClient, identity: Identity, owner: str) -> Non
         if not code:
             return
         failures += 1
-        if failures > 10:
-            raise Refused(f"{target.name}: registering producer id {identity.producer_id}", code, text)
+        if failures > 10 or code in DENIED:
+            right = lacking(code, on_topic("WRITE", journal.TOPIC))
+            raise Refused(f"{target.name}: registering producer id {identity.producer_id}{right}", code, text)
         await trio.sleep(backoff(failures))  # twice the same key is harmless
 
 
@@ -187,7 +192,16 @@ async def _transaction(
     failures = 0
     while True:
         left = max(deadline - trio.current_time(), 0.1)
-        answer = await target.call_coordinator(TRANSACTION, transactional_id, key, message, version, left, retry=True)
+        try:
+            answer = await target.call_coordinator(
+                TRANSACTION, transactional_id, key, message, version, left, retry=True
+            )
+        except Refused as error:
+            if error.code in DENIED:
+                raise Refused(
+                    f"{target.name}: API key {key}{_right(error.code, transactional_id, {})}", error.code
+                ) from None
+            raise
         codes = {answer.get("error_code", 0)} | {
             one["partition_error_code"]
             for topic in answer.get("results_by_topic_v3_and_below", ())
@@ -202,9 +216,21 @@ async def _transaction(
         if key == END_TXN and codes == {ERROR.INVALID_TXN_STATE}:
             return answer
         if not codes <= _BUSY or trio.current_time() >= deadline:
-            raise Refused(f"{target.name}: API key {key} for {transactional_id}", max(codes - _BUSY or codes))
+            code = max(codes & DENIED or codes - _BUSY or codes)
+            right = _right(code, transactional_id, answer)
+            raise Refused(f"{target.name}: API key {key} for {transactional_id}{right}", code)
         failures += 1
         await trio.sleep(min(backoff(failures), 0.2))
+
+
+def _right(code: int, transactional_id: str, answer: Message) -> str:
+    """What the service lacks, where that is what an answer about its transaction says."""
+    topics = [
+        topic["name"]
+        for topic in answer.get("results_by_topic_v3_and_below", ())
+        if any(one["partition_error_code"] == code for one in topic["results_by_partition"])
+    ]
+    return lacking(code, on_topic("WRITE", topics[0]) if topics else f"WRITE on transactional id {transactional_id!r}")
 
 
 async def read_journal(target: ClusterClient, partition: int, identity: Identity) -> Contents:

@@ -24,7 +24,18 @@ from kafka_wire.records import values_batch
 from offset_sync.guard import Entry, Guard, Noted
 from offset_sync.table import Table
 from replicator.cut import Cut
-from replicator.journal import SLOTS, Intent, Pair, State, Stored, Stream, Stretch, checkpoint_pairs, intent_pair
+from replicator.journal import (
+    SLOTS,
+    Intent,
+    Pair,
+    State,
+    Stored,
+    Stream,
+    Stretch,
+    checkpoint_pairs,
+    intent_pair,
+    lost_pair,
+)
 
 WINDOW = 5  # batches of a partition in flight: what brokers remember of a producer
 CHECKPOINT_AFTER = 64  # intents
@@ -463,6 +474,11 @@ class Unit:
             part.append(pair)
             size += _size(pair)
         self._queue.append(_Entry(part, size, partition.stream, checkpoint=number))
+
+    def lose(self, stream: Stream, detail: str) -> None:
+        """Write down that the target lost data of a partition, for all who come after."""
+        pair = lost_pair(stream, detail)
+        self._queue.append(_Entry([pair], _size(pair), stream))
 
     def journal_batch(self, now: int) -> memoryview | None:
         """The next batch for the journal, stamped; None where there is nothing or enough in flight. `now`: Unix ms."""

@@ -33,7 +33,7 @@ CONFIGS = {
     "message.timestamp.type": "CreateTime",
 }
 
-STATE, TABLE, CHUNK, GUARD, INTENT, PRODUCER = b"S", b"T", b"C", b"G", b"I", b"P"
+STATE, TABLE, CHUNK, GUARD, INTENT, LOST, PRODUCER = b"S", b"T", b"C", b"G", b"I", b"L", b"P"
 
 _STREAM = struct.Struct(">c16siB")
 _NUMBER = struct.Struct(">q")
@@ -175,6 +175,7 @@ class Stored:
     chunks: dict[int, bytes] = field(default_factory=dict)
     guards: dict[int, bytes] = field(default_factory=dict)
     intents: dict[int, bytes] = field(default_factory=dict)  # by slot
+    lost: str = ""  # how the target was found to have lost data: fences that follow would hide it
 
     def open_intents(self) -> list[Intent]:
         """Those the state does not contain, in order. Damaged: one is missing."""
@@ -227,6 +228,8 @@ class Contents:
             stored.state = None if value is None else State.decode(value)
         elif kind == TABLE:
             stored.table = value
+        elif kind == LOST:
+            stored.lost = "" if value is None else value.decode(errors="replace")
         else:
             kept = {CHUNK: stored.chunks, GUARD: stored.guards, INTENT: stored.intents}.get(kind)
             if kept is None:
@@ -256,9 +259,14 @@ def checkpoint_pairs(stream: Stream, state: State, table: Table, guard: Guard) -
     return out
 
 
+def lost_pair(stream: Stream, detail: str) -> Pair:
+    """That the target lost what it had acknowledged; until somebody rebuilds it."""
+    return stream.key(LOST), detail.encode()
+
+
 def tombstones(stream: Stream, stored: Stored) -> list[Pair]:
     """What deletes everything a stream has, the state first: without it the rest means nothing."""
-    out: list[Pair] = [(stream.key(STATE), None), (stream.key(TABLE), None)]
+    out: list[Pair] = [(stream.key(STATE), None), (stream.key(TABLE), None), (stream.key(LOST), None)]
     for kind, kept in ((CHUNK, stored.chunks), (GUARD, stored.guards), (INTENT, stored.intents)):
         out += [(stream.key(kind, number), None) for number in kept]
     return out

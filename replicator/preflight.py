@@ -127,12 +127,14 @@ def creation(source: Mapping[str, str | None], changed: set[str], *, max_message
     return {**out, **SHIPPING, "max.message.bytes": str(max(size, DEFAULT_MAX_MESSAGE))}
 
 
-def drift(
-    source: Mapping[str, str | None], target: Mapping[str, str | None], changed: set[str]
-) -> dict[str, str | None]:
-    """What to alter on the target so that it follows the source: setting -> value, None to go back to the default."""
+def drift(source: Mapping[str, str | None], target: Mapping[str, str | None]) -> dict[str, str | None]:
+    """What to alter on the target so that it follows the source.
+
+    By what is in force, whoever has set it: a setting taken away at the source goes back to the source's default, and
+    clusters whose defaults differ keep records equally long.
+    """
     return {
-        name: source.get(name) if name in changed else None
+        name: source[name]
         for name in FOLLOWED
-        if (name in changed and source.get(name) != target.get(name))
+        if source.get(name) is not None and name in target and source[name] != target[name]
     }

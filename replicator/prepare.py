@@ -19,6 +19,7 @@ from kafka_wire.errors import ERROR
 from kafka_wire.records import values_batch
 from metadata_service.stubs import CLOSED
 from replicator.preflight import FOREVER, Problem, creation, drift, problems
+from replicator.rights import DENIED, lacking, on_topic
 from replicator.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
 from replicator.wire import ACKS_ALL, PRODUCE
 
@@ -81,7 +82,8 @@ async def configs(client: ClusterClient, topic: str) -> Configs:
     message = {"resources": [{"resource_type": TOPIC, "resource_name": topic, "configuration_keys": None}]}
     one = (await client.call(DESCRIBE_CONFIGS, message, retry=True))["results"][0]
     if one["error_code"]:
-        raise Refused(f"{client.name}: configuration of {topic}", one["error_code"], one["error_message"])
+        right = lacking(one["error_code"], on_topic("DESCRIBE_CONFIGS", topic))
+        raise Refused(f"{client.name}: configuration of {topic}{right}", one["error_code"], one["error_message"])
     values = {each["name"]: each["value"] for each in one["configs"]}
     return Configs(values, frozenset(e["name"] for e in one["configs"] if e["config_source"] == OF_THE_TOPIC))
 
@@ -118,13 +120,15 @@ async def judge(
     ours = (await describe(target, [topic])).get(topic)
     if ours is None:
         values = await _trial(target, topic, count, new) if trial else None
+        if values is not None and ship:
+            values = {**values, **drift(wanted.values, values)}
         found = [] if values is None else await _problems(source, target, topic, count, wanted, limit, values)
         return Judged(topic, count, theirs.topic.id, None, new, None, {}, False, tuple(found))
     have = await configs(target, topic)
     reopen = ship and is_closed(have.values)
     alter: Mapping[str, str | None] = {}
     if ship:
-        alter = {**drift(wanted.values, have.values, set(wanted.changed)), **(new if reopen else {})}
+        alter = {**drift(wanted.values, have.values), **(new if reopen else {})}
     found = []
     expand = count if len(ours.partitions) < count else None
     if len(ours.partitions) > count and ship:
@@ -166,13 +170,18 @@ def _creation_request(topic: str, count: int, made: Mapping[str, str], validate_
     return {"topics": [new], "timeout_ms": 10_000, "validate_only": validate_only}
 
 
+def _not_created(target: ClusterClient, topic: str, answer: Message) -> Refused:
+    right = lacking(answer["error_code"], on_topic("CREATE", topic))
+    return Refused(f"{target.name}: creating {topic}{right}", answer["error_code"], answer["error_message"])
+
+
 async def _trial(
     target: ClusterClient, topic: str, count: int, made: Mapping[str, str]
 ) -> Mapping[str, str | None] | None:
     """The configuration the topic would have; None where the cluster does not tell. Raises Refused."""
     one = (await target.call(CREATE_TOPICS, _creation_request(topic, count, made, True), retry=True))["topics"][0]
     if one["error_code"]:
-        raise Refused(f"{target.name}: creating {topic}", one["error_code"], one["error_message"])
+        raise _not_created(target, topic, one)
     told = one.get("configs")
     return {each["name"]: each["value"] for each in told} if told else None
 
@@ -191,13 +200,14 @@ async def prepare(
         request = _creation_request(topic, judged.partitions, judged.create, False)
         one = (await target.call(CREATE_TOPICS, request, retry=True))["topics"][0]
         if one["error_code"] not in (0, ERROR.TOPIC_ALREADY_EXISTS):
-            raise Refused(f"{target.name}: creating {topic}", one["error_code"], one["error_message"])
+            raise _not_created(target, topic, one)
         await _appears(target, topic, judged.partitions)
     if judged.expand is not None:
         grown = {"topics": [{"name": topic, "count": judged.expand, "assignments": None}], "timeout_ms": 10_000}
         one = (await target.call(CREATE_PARTITIONS, grown))["results"][0]
         if one["error_code"] not in (0, ERROR.INVALID_PARTITIONS):
-            raise Refused(f"{target.name}: partitions of {topic}", one["error_code"], one["error_message"])
+            right = lacking(one["error_code"], on_topic("ALTER", topic))
+            raise Refused(f"{target.name}: partitions of {topic}{right}", one["error_code"], one["error_message"])
         await _appears(target, topic, judged.expand)
     if altered:
         await alter(target, topic, altered)
@@ -205,6 +215,9 @@ async def prepare(
         await _open(target, topic)
     if judged.create is not None or judged.expand is not None:
         judged = await judge(source, target, topic, ship=ship, max_message=max_message)
+        if judged.alter:  # the clusters' defaults differ
+            await alter(target, topic, judged.alter)
+            altered = {**altered, **judged.alter}
     target_id = judged.target.topic.id if judged.target is not None else _NO_ID
     return Prepared(judged.problems, judged.partitions, altered, target_id)
 
@@ -218,7 +231,8 @@ async def alter(client: ClusterClient, topic: str, values: Mapping[str, str | No
     message = {"resources": [{"resource_type": TOPIC, "resource_name": topic, "configs": entries}]}
     one = (await client.call(ALTER_CONFIGS, message, retry=True))["responses"][0]
     if one["error_code"]:
-        raise Refused(f"{client.name}: altering {topic}", one["error_code"], one["error_message"])
+        right = lacking(one["error_code"], on_topic("ALTER_CONFIGS", topic))
+        raise Refused(f"{client.name}: altering {topic}{right}", one["error_code"], one["error_message"])
 
 
 async def _open(client: ClusterClient, topic: str) -> None:
@@ -249,7 +263,8 @@ async def _open(client: ClusterClient, topic: str) -> None:
         if codes == {ERROR.CORRUPT_MESSAGE}:
             return
         if trio.current_time() > deadline:
-            raise Refused(f"{client.name}: {topic!r} does not open", max(codes, default=ERROR.LEADER_NOT_AVAILABLE))
+            code = max(codes & DENIED or codes, default=int(ERROR.LEADER_NOT_AVAILABLE))
+            raise Refused(f"{client.name}: {topic!r} does not open{lacking(code, on_topic('WRITE', topic))}", code)
         failures += 1
         await trio.sleep(min(backoff(failures), 0.2))
 

@@ -7,11 +7,13 @@ from enum import StrEnum
 
 
 class Condition(StrEnum):
-    """Where a partition stands; those below `STOPPED` copy nothing until somebody decides."""
+    """Where a partition stands; those in `STOPPED` copy nothing until somebody decides."""
 
     STARTING = "starting"
     COPYING = "copying"
     CAUGHT_UP = "caught_up"
+    DENIED = "denied"  # the service lacks a right; it is tried again until somebody gives it
+    UNFIT = "unfit"  # the target's configuration has come to change or drop records; it goes on once that is mended
     TRUNCATED = "truncated"  # the source lost records that were copied (unclean election)
     RECREATED = "recreated"  # the source's topic was deleted and created anew
     MISSING = "missing"  # the source's topic or partition is gone
@@ -34,6 +36,8 @@ STOPPED = frozenset(
 )
 
 WAY_OUT = {
+    Condition.DENIED: "give the service the right that is named",
+    Condition.UNFIT: "give the target's topic back the settings that are named",
     Condition.TRUNCATED: "the target holds records that the source lost: keep them and stop the mirror, or rebuild it",
     Condition.RECREATED: "remove the mirror and create it again; the target keeps the old topic's records till then",
     Condition.MISSING: "remove the mirror, or create the source's topic",

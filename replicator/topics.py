@@ -11,6 +11,7 @@ from kafka_client import BrokerUnavailable, ClusterClient, Refused
 from kafka_client.cluster import backoff
 from kafka_wire.batches import walk, whole
 from kafka_wire.errors import ERROR
+from replicator.rights import lacking, on_topic
 from replicator.wire import FETCH, Fetched, Place, Topic, fetched
 
 LIST_OFFSETS, OFFSET_FOR_LEADER_EPOCH, DELETE_RECORDS = 2, 23, 21
@@ -51,7 +52,8 @@ async def describe(client: ClusterClient, names: Sequence[str]) -> dict[str, Top
         if code == ERROR.UNKNOWN_TOPIC_OR_PARTITION:
             continue
         if code not in (0, ERROR.LEADER_NOT_AVAILABLE):
-            raise Refused(f"{client.name}: topic {one['name']!r}", code)
+            right = lacking(code, on_topic("DESCRIBE", one["name"]))
+            raise Refused(f"{client.name}: topic {one['name']!r}{right}", code)
         partitions = {
             part["partition_index"]: PartitionInfo(part["leader_id"], part.get("leader_epoch", -1))
             for part in one["partitions"]
@@ -90,7 +92,10 @@ async def offsets(
                     out[one["partition_index"]] = one["offset"]
                     waiting.discard(one["partition_index"])
                 elif one["error_code"] not in RETRIABLE:
-                    raise Refused(f"{client.name}: offsets of {topic}-{one['partition_index']}", one["error_code"])
+                    right = lacking(one["error_code"], on_topic("DESCRIBE", topic))
+                    raise Refused(
+                        f"{client.name}: offsets of {topic}-{one['partition_index']}{right}", one["error_code"]
+                    )
                 else:
                     error = ERROR(one["error_code"])
         if waiting:
@@ -155,7 +160,7 @@ class LogReader:
                         return self._take(answer)
             where = f"{self._client.name}: reading {self._topic}-{self._partition} at {self.offset}"
             if code not in RETRIABLE:
-                raise Refused(where, code)
+                raise Refused(where + lacking(code, on_topic("READ", self._topic)), code)
             if trio.current_time() > self._deadline:
                 raise Refused(where, ERROR.REQUEST_TIMED_OUT)
             self._info = None

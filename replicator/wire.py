@@ -87,6 +87,7 @@ class Produced(NamedTuple):
     base_offset: int
     log_start: int
     message: str | None
+    append_time: int = -1  # not -1: the topic has LogAppendTime
 
 
 def produce_answer(version: int, frame: memoryview) -> list[Produced]:
@@ -105,6 +106,7 @@ def produce_answer(version: int, frame: memoryview) -> list[Produced]:
             one["base_offset"],
             one.get("log_start_offset", -1),
             one.get("error_message"),
+            one.get("log_append_time_ms", -1),
         )
         for topic in body["responses"]
         for one in topic["partition_responses"]
@@ -127,13 +129,13 @@ def _quick_answer(version: int, frame: memoryview) -> list[Produced] | None:
                 name, pos = str(frame[pos : pos + size - 1], "utf-8"), pos + size - 1
             parts, pos = read_uvarint(frame, pos)
             for _ in range(parts - 1):
-                index, error, base, _, start = _ANSWER.unpack_from(frame, pos)
+                index, error, base, appended, start = _ANSWER.unpack_from(frame, pos)
                 pos += _ANSWER.size
                 # No errors of single records, no message, no tags.
                 if error or frame[pos] != 1 or frame[pos + 1] or frame[pos + 2]:
                     return None
                 pos += 3
-                out.append(Produced(name, index, 0, base, start, None))
+                out.append(Produced(name, index, 0, base, start, None, appended))
             if frame[pos]:
                 return None
             pos += 1

@@ -40,10 +40,12 @@ def test_produce_answers(places: list[tuple[Topic, int]], version: int, data: st
         code = data.draw(st.sampled_from([0, 0, 0, 6, 45]))
         text = data.draw(st.sampled_from([None, "because"])) if code else None
         offset = data.draw(st.integers(-1, 1 << 60))
+        appended = data.draw(st.sampled_from([-1, -1, 1 << 40]))
         one = {"index": partition, "error_code": code, "base_offset": offset, "log_start_offset": 3}
+        one["log_append_time_ms"] = appended
         topics.setdefault(topic, []).append({**one, "error_message": text})
         name = topic.id if version >= 13 else topic.name
-        expected.append((name, partition, code, offset, 3, text if version >= 8 else None))
+        expected.append((name, partition, code, offset, 3, text if version >= 8 else None, appended))
     message = {
         "responses": [{"name": t.name, "topic_id": t.id, "partition_responses": parts} for t, parts in topics.items()]
     }
