@@ -207,7 +207,9 @@ def _topic(document: Document) -> None:
     print()
     table(PARTITIONS, document["partition_details"] or [], empty="its cluster does not show it at present")
     print()
-    table(LAGS, _named(document["groups_lag"]), empty="no group was seen reading it; this is looked at every 15 seconds")
+    table(
+        LAGS, _named(document["groups_lag"]), empty="no group was seen reading it; this is looked at every 15 seconds"
+    )
 
 
 def _group(document: Document) -> None:
