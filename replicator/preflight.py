@@ -35,6 +35,13 @@ SHIPPING = {
 }
 
 
+# Settings that change or drop records without an error: nothing is copied while a target has one of them wrong. What
+# the others would do shows by itself, as a refused batch.
+CHANGES_SILENTLY = frozenset(
+    {"message.timestamp.type", "compression.type", "cleanup.policy", "retention.ms", "retention.bytes", "partitions"}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing about a target. `setting` and `wanted` are the way out; nothing is changed unasked."""

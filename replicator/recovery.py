@@ -53,6 +53,8 @@ async def found_partition(
     stream = Stream(target.id, found.number, "" if exclusive else link.source.name)
     stored = contents.streams.get(stream, Stored())
     state = stored.state
+    if stored.lost:
+        raise Stop(Condition.TARGET_LOST, stored.lost)
     start = found.target_start if exclusive else found.target_end
     if state is not None:
         if found.target_end < state.scanned:

@@ -73,6 +73,7 @@ class Status:
     last_copied: float = 0.0
     behind_since: float = 0.0
     restarts: int = 0
+    retry_at: float = 0.0  # REFUSED: when it is tried again
 
     @property
     def lag(self) -> int:
