@@ -51,6 +51,15 @@ class Office(Protocol):
     async def group_home(self, name: str, cluster: str, by: str) -> Document:
         """Make it so."""
 
+    async def mirrors(self, topic: str | None = None) -> Document:
+        """All mirrors with their partitions, or those of a topic (NotFound: it has none)."""
+
+    async def mirror_create(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        """What creating mirrors would do, or with `apply` and without problems, do it. Returns when they copy."""
+
+    async def mirror_remove(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        """Likewise for removing them. Returns when they are gone."""
+
     async def proxies(self) -> Document: ...
 
     async def operations(self) -> Document: ...

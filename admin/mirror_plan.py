@@ -191,10 +191,11 @@ def removal_refusals(view: View, records: Collection[MirrorRecord], delete_copy:
         if one.operation is not None:
             out.append(f"{edge}: it belongs to operation {one.operation}; see kfed operations {one.operation}")
         served = view.topics.get(one.topic)
-        if one.rule and served is not None and one.target in served.record.standbys:
+        if one.rule and not delete_copy and served is not None and one.target in served.record.standbys:
             out.append(
                 f"{edge}: a placement rule names {one.target} as a standby and would make it again; take it out of "
-                "standbys in the configuration file and run kfed config apply --apply"
+                "standbys in the configuration file and run kfed config apply --apply (or have the copy made anew, "
+                "with --delete-copy)"
             )
         for below in view.mirrors_of(one.topic):
             fed = below.mode == "ship" and one.mode == "ship" and below.source == one.target

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import msgspec
 import trio
 
+from admin import mirrored, mirrors
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
 from admin.core import Core
 from admin.verification import Verification
@@ -99,7 +102,8 @@ class FederationOffice:
         clusters = {name: one.record for name, one in facts.view.clusters.items()}
         placement = facts.view.placement
         rules = models.PlacementRecord(placement=placement) if placement is not None else None
-        return doctor.findings(facts, seeding.differences(self._settings, clusters, rules))
+        differences = seeding.differences(self._settings, clusters, rules)
+        return doctor.findings(facts, differences, mirrored.findings(facts, time.time()))
 
     async def status(self) -> Document:
         facts = await self._facts()
@@ -190,6 +194,20 @@ class FederationOffice:
     async def verify(self, asked: Mapping[str, object]) -> Document:
         member, _ = self._open()
         return await self._verification.verify(member, asked)
+
+    async def mirrors(self, topic: str | None = None) -> Document:
+        document = mirrored.document(await self._facts(), topic)
+        return _found(document if document["mirrors"] or topic is None else None, f"no mirror of a topic {topic!r}")
+
+    async def mirror_create(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        member, _ = self._open()
+        with _store_errors():
+            return await mirrors.create_asked(member, asked, apply, partial(self._record, by))
+
+    async def mirror_remove(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        member, _ = self._open()
+        with _store_errors():
+            return await mirrors.remove_asked(member, asked, apply, partial(self._record, by))
 
     # -- configuration --------------------------------------------------------------------------------------------
 

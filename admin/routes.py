@@ -92,6 +92,18 @@ async def _import(office: Office, asked: Asked) -> Document:
     return await office.store_import(exported, asked.by)
 
 
+_MIRRORS = {
+    "topics": "names, or regular expressions for whole names",
+    "from": "the cluster they come from",
+    "to": "list of clusters",
+    "both_ways": "true: an exchange among all that are named",
+    "apply": "true: do it",
+}
+_MIRROR_PLAN = {
+    "problems": "sentences that name the way out; with any, nothing is done",
+    "applied": "whether it was done",
+}
+
 _CONFIGURATION = "a configuration file as JSON; only `clusters` and `placement` are looked at"
 _PLAN = {
     "changes": "list of `{key, action, from, to}`; passwords are shown as `***`",
@@ -122,6 +134,35 @@ ROUTES = (
         changes=True,
     ),
     Route("GET", "/proxies", "The proxy workers", lambda office, _: office.proxies()),
+    Route("GET", "/mirrors", "The mirrors, with their partitions", lambda office, _: office.mirrors()),
+    Route("GET", "/mirrors/{name}", "The mirrors of a topic", lambda office, asked: office.mirrors(asked.path["name"])),
+    Route(
+        "POST",
+        "/mirror/create",
+        "Create mirrors, and return when they copy; a plan unless `apply`",
+        lambda office, asked: office.mirror_create(asked.body, asked.flag("apply"), asked.by),
+        gives={
+            "mirrors": "list of `{topic, source, target, mode, partitions, target_topic, expand_to, configuration, "
+            "notes, problems}`; `target_topic`: `create`, `use`, `reopen` (a closed stand-in) or `exists` (the mirror "
+            "does)",
+            "links": "list of `{source, target, rate: {from, to}}`",
+            **_MIRROR_PLAN,
+        },
+        takes={**_MIRRORS, "rate": "bytes a second for everything on each of the links, 0 for no limit"},
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/mirror/remove",
+        "Remove mirrors, and return when they are gone; a plan unless `apply`",
+        lambda office, asked: office.mirror_remove(asked.body, asked.flag("apply"), asked.by),
+        gives={
+            "mirrors": "list of `{topic, source, target, mode, copy}`; `copy`: what becomes of the target's topic",
+            **_MIRROR_PLAN,
+        },
+        takes={**_MIRRORS, "delete_copy": "true: delete the targets' topics as well"},
+        changes=True,
+    ),
     Route("GET", "/operations", "Operations, running and past", lambda office, _: office.operations()),
     Route("GET", "/operations/{id}", "One operation", lambda office, asked: office.operation(asked.path["id"])),
     Route("GET", "/config", "The configuration that is in force, without passwords", lambda office, _: office.config()),

@@ -48,6 +48,23 @@ def parser() -> argparse.ArgumentParser:
         metavar="CLUSTER",
         help="decide where NAME is at home, if it has members on no other cluster; a plan without --apply",
     )
+    mirrors = command("mirrors", "the mirrors with their lag, or those of a topic by partition")
+    mirrors.add_argument("name", metavar="TOPIC", nargs="?", help="a topic")
+    mirror = command("mirror", "create or remove mirrors of topics between clusters")
+    actions = mirror.add_subparsers(dest="action", metavar="ACTION", required=True)
+    create = actions.add_parser(
+        "create", help="copy topics from now on; returns when they copy; a plan without --apply"
+    )
+    _mirror(create)
+    create.add_argument(
+        "--rate",
+        metavar="BYTES",
+        type=float,
+        help="at most so many bytes a second for everything on each of these links, 0 for no limit (default: as it is)",
+    )
+    remove = actions.add_parser("remove", help="copy topics no longer; a plan without --apply")
+    _mirror(remove)
+    remove.add_argument("--delete-copy", action="store_true", help="delete the targets' topics, with their records")
     command("proxies", "the proxy workers, what they hold and what they have acknowledged")
     operations = command("operations", "operations, running and past, or one of them in detail")
     operations.add_argument("id", metavar="ID", nargs="?", help="an operation")
@@ -95,6 +112,19 @@ def common(into: argparse.ArgumentParser) -> None:
     into.add_argument("--json", action="store_true", help="print one JSON document")
     into.add_argument("--apply", action="store_true", help="do it; without, a command that changes prints its plan")
     into.add_argument("--wait", action="store_true", help="return when it is done (all commands of this release do)")
+
+
+def _mirror(into: argparse.ArgumentParser) -> None:
+    into.add_argument(
+        "topics", metavar="TOPIC", nargs="+", help="a name, or a regular expression for whole names ('orders.*')"
+    )
+    into.add_argument("--from", dest="source", metavar="CLUSTER", required=True, help="where they come from")
+    into.add_argument(
+        "--to", dest="targets", metavar="CLUSTER", action="append", required=True, help="where to; may be repeated"
+    )
+    into.add_argument(
+        "--both-ways", action="store_true", help="an exchange: each of the clusters named has everybody's records"
+    )
 
 
 def _instance(into: argparse.ArgumentParser) -> None:

@@ -19,9 +19,11 @@ from runtime.settings import Settings
 
 
 def run(options: argparse.Namespace) -> int:
-    """`config ...`, `store ...` and `groups NAME --home CLUSTER`."""
+    """`config ...`, `store ...`, `mirror ...` and `groups NAME --home CLUSTER`."""
     if options.command == "groups":
         return _group_home(options)
+    if options.command == "mirror":
+        return _mirror(options)
     if options.command == "store":
         return _export(options) if options.action == "export" else _import(options)
     settings = settings_of(options, needed=True)
@@ -64,6 +66,26 @@ def _group_home(options: argparse.Namespace) -> int:
     else:
         tables.home(result)
     return DONE
+
+
+def _mirror(options: argparse.Namespace) -> int:
+    body = {
+        "topics": options.topics,
+        "from": options.source,
+        "to": options.targets,
+        "both_ways": options.both_ways,
+        "apply": options.apply,
+    }
+    if options.action == "create":
+        body["rate"] = options.rate
+    else:
+        body["delete_copy"] = options.delete_copy
+    result = ask(options, f"mirror/{options.action}", "POST", body)
+    if options.json:
+        output.document(result)
+    else:
+        tables.mirror_plan(result)
+    return FAILED if result["problems"] else DONE
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ def _command(options: argparse.Namespace) -> int:
         from cli import show
 
         return show.version(options)
-    if options.command in ("config", "store") or getattr(options, "home", None) is not None:
+    if options.command in ("config", "store", "mirror") or getattr(options, "home", None) is not None:
         from cli import change
 
         return change.run(options)

@@ -92,6 +92,49 @@ HISTORY: tuple[Column, ...] = (
     ("what", "what"),
     ("result", "result"),
 )
+TARGETS: Mapping[str, str] = {
+    "create": "is created",
+    "use": "is there, and used",
+    "reopen": "a closed stand-in, is opened",
+    "exists": "the mirror exists",
+}
+MIRROR_PLAN: tuple[Column, ...] = (
+    ("topic", "topic"),
+    ("from", "source"),
+    ("to", "target"),
+    ("mode", "mode"),
+    ("partitions", "partitions"),
+    ("target", lambda row: TARGETS.get(row.get("target_topic", ""), row.get("target_topic"))),
+    ("partitions become", "expand_to"),
+    ("copy", "copy"),
+    ("notes", "notes"),
+)
+MIRRORS: tuple[Column, ...] = (
+    ("topic", "topic"),
+    ("mirror", lambda row: f"{row['source']} -> {row['target']}"),
+    ("mode", "mode"),
+    ("condition", "condition"),
+    ("lag", "lag.records"),
+    ("lag bytes", lambda row: _size(row["lag"]["bytes"])),
+    ("lag seconds", "lag.seconds"),
+    ("rate", lambda row: _rate(row["rate"])),
+    ("worker", "workers"),
+    ("made by", lambda row: None if row["made_by"] == "operator" else row["made_by"]),
+    ("problems", "problems"),
+)
+MIRROR_PARTITIONS: tuple[Column, ...] = (
+    ("mirror", "mirror"),
+    ("partition", "partition"),
+    ("condition", "condition"),
+    ("position", "position"),
+    ("end", "end"),
+    ("lag", "lag.records"),
+    ("lag bytes", lambda row: _size(row["lag"]["bytes"])),
+    ("lag seconds", "lag.seconds"),
+    ("foreign", lambda row: row["foreign"] or None),
+    ("overtaken", lambda row: row["overtaken"] or None),
+    ("detail", "detail"),
+)
 FINDINGS: tuple[Column, ...] = (
     ("severity", "severity"),
     ("kind", "kind"),
@@ -120,6 +163,45 @@ def home(document: Document) -> None:
     titles = (("home", "home"), ("conflict", "waits on"), ("carry", "counts on"))
     table(CHANGES, [{"key": title, "action": "", **document[key]} for key, title in titles])
     print("\nDone." if document["applied"] else "\nNothing was changed; do it with --apply.")
+
+
+def mirror_plan(document: Document) -> None:
+    """Mirrors to be created or removed: a plan, or what was done."""
+    table(MIRROR_PLAN, document["mirrors"], empty="no mirrors", fold=True)
+    settings = [
+        {"mirror": f"{one['topic']} -> {one['target']}", "setting": name, "value": value}
+        for one in document["mirrors"]
+        for name, value in one.get("configuration", {}).items()
+    ]
+    if settings:
+        print("\nconfiguration of the targets")
+        table((("mirror", "mirror"), ("setting", "setting"), ("value", "value")), settings)
+    rates = [one for one in document.get("links", []) if one["rate"]["from"] != one["rate"]["to"]]
+    for one in rates:
+        before, after = (_rate(value) or "no limit" for value in (one["rate"]["from"], one["rate"]["to"]))
+        print(f"\nrate of {one['source']} -> {one['target']}: {before} becomes {after}")
+    if document["problems"]:
+        print("\nNothing is done, because of this:")
+        for problem in document["problems"]:
+            print(f"- {text(problem)}")
+    else:
+        print("\nDone." if document["applied"] else "\nNothing was changed; do it with --apply.")
+
+
+def _size(value: object) -> str | None:
+    """Bytes as people read them."""
+    if not isinstance(value, int | float):
+        return None
+    size = float(value)
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _rate(value: object) -> str | None:
+    return f"{_size(value)}/s" if isinstance(value, int | float) and value else None
 
 
 def _leaves(key: str, action: str, before: object, after: object) -> Iterator[Row]:
@@ -157,6 +239,7 @@ def _status(document: Document) -> None:
             ("controller", f"{controller['instance']} (pid {controller['pid']})" if controller else None),
             ("topics", document["topics"]),
             ("groups", document["groups"]),
+            ("mirrors", _mirrors_line(document["mirrors"])),
             ("proxies", document["proxies"]),
             ("connections", document["connections"]),
             ("conflicts", document["conflicts"]),
@@ -236,6 +319,23 @@ def _named(by_name: Mapping[str, Row]) -> list[Row]:
     ]
 
 
+def _topic_mirrors(document: Document) -> None:
+    table(MIRRORS, document["mirrors"])
+    print()
+    rows = [
+        {**part, "mirror": f"{one['source']} -> {one['target']}"}
+        for one in document["mirrors"]
+        for part in one["partitions"]
+    ]
+    table(MIRROR_PARTITIONS, rows, empty="no worker has said anything of its partitions yet", fold=True)
+
+
+def _mirrors_line(mirrors: Mapping[str, Any]) -> str:
+    if not mirrors["count"] or mirrors["lag"] is None:
+        return str(mirrors["count"])
+    return f"{mirrors['count']}, at most {mirrors['lag']} records behind ({_seconds(mirrors['lag_seconds'])})"
+
+
 def _operation(document: Document) -> None:
     fields([(key, when(value) if key == "started" else value) for key, value in document.items()])
 
@@ -249,9 +349,15 @@ _LISTS: Mapping[str, Callable[[Document], None]] = {
     "clusters": _clusters,
     "topics": _listed("topics", TOPICS, "no topics"),
     "groups": _listed("groups", GROUPS, "no groups"),
+    "mirrors": _listed("mirrors", MIRRORS, "no mirrors"),
     "proxies": _listed("proxies", PROXIES, "no proxy is registered"),
     "operations": _listed("operations", OPERATIONS, "no operations"),
     "history": _listed("history", HISTORY, "nothing was changed yet", fold=True),
     "doctor": _listed("findings", FINDINGS, "Nothing is wrong.", fold=True),
 }
-_SINGLE: Mapping[str, Callable[[Document], None]] = {"topics": _topic, "groups": _group, "operations": _operation}
+_SINGLE: Mapping[str, Callable[[Document], None]] = {
+    "topics": _topic,
+    "groups": _group,
+    "mirrors": _topic_mirrors,
+    "operations": _operation,
+}

@@ -45,9 +45,10 @@ class Finding:
         }
 
 
-def findings(facts: Facts, differences: Iterable[Difference] = ()) -> list[Finding]:
-    """Everything that is wrong, the worst first. `differences`: between the configuration file and the store."""
-    found: list[Finding] = []
+def findings(facts: Facts, differences: Iterable[Difference] = (), others: Iterable[Finding] = ()) -> list[Finding]:
+    """Everything that is wrong, the worst first. `differences`: between the configuration file and the store; `others`
+    were found elsewhere."""
+    found: list[Finding] = [*others]
     for look in _LOOKS:
         some = list(look(facts))
         found += some[:SHOWN]

@@ -4,7 +4,7 @@ targets. Each may be done at any time, any number of times."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -42,25 +42,25 @@ AT_ONCE = 200  # topics whose standbys are brought in line in one round
 
 
 async def put_mirrors(
-    store: Store, view: View, records: Iterable[MirrorRecord], rates: dict[tuple[str, str], float | None], seen: int
+    store: Store,
+    view: View,
+    records: Iterable[MirrorRecord],
+    rates: Mapping[tuple[str, str], float | None],
+    seen: int,
 ) -> bool:
     """Create mirrors of one topic, and their links, unless any mirror was created since revision `seen` of
-    MIRRORS_CHANGED: what may be depends on the others. Stand-ins that become targets are not closed any more.
+    MIRRORS_CHANGED: what may be depends on the others.
 
     `rates` of links in bytes a second; None leaves a link as it is. Raises StoreError.
     """
     conditions: list[Condition] = [Unchanged(MIRRORS_CHANGED, seen)]
     steps: list[Operation] = [Put(MIRRORS_CHANGED, b"{}")]
-    links: set[tuple[str, str]] = set()
+    links = {link for link, rate in rates.items() if rate is not None}
     for one in records:
         key = mirror_key(one.target, one.topic, one.source)
         conditions.append(Unchanged(key, 0))
         steps.append(Put(key, encode(one)))
         links.add((one.source, one.target))
-        stub = view.stubs.get((one.target, one.topic))
-        if stub is not None and one.mode == "ship":
-            lent = msgspec.structs.replace(stub, borrowed=True, mirrored=True)
-            steps.append(Put(stub_key(one.target, one.topic), encode(lent)))
     for source, target in sorted(links):
         known = view.links.get((source, target))
         rate = rates.get((source, target))

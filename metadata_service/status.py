@@ -12,18 +12,22 @@ import msgspec
 
 from metadata_service.addresses import broker_name, without_port
 from metadata_service.models import (
+    ASSIGNMENTS,
     AUDITS,
     CONTROLLER,
     HEALTH,
     INVENTORY,
     LEASES,
+    REPORTS,
     WORKERS,
+    AssignmentRecord,
     AuditRecord,
     ControllerRecord,
     HealthRecord,
     InventoryRecord,
     LeaseRecord,
     OperationRecord,
+    ReportRecord,
     TopicRecord,
     WorkerRecord,
     is_internal,
@@ -49,6 +53,8 @@ class Facts:
     leases: Mapping[str, LeaseRecord] = field(default_factory=dict)
     inventory: Mapping[str, InventoryRecord] = field(default_factory=dict)
     controller: ControllerRecord | None = None
+    assignments: Mapping[str, AssignmentRecord] = field(default_factory=dict)  # by the rest of their keys
+    reports: Mapping[str, ReportRecord] = field(default_factory=dict)  # likewise
 
 
 async def read_facts(store: Store, view: View, age: float | None = None) -> Facts:
@@ -63,6 +69,8 @@ async def read_facts(store: Store, view: View, age: float | None = None) -> Fact
         leases=await read_all(store, LEASES, LeaseRecord),
         inventory=await read_all(store, INVENTORY, InventoryRecord),
         controller=await read(store, CONTROLLER, ControllerRecord),
+        assignments=await read_all(store, ASSIGNMENTS, AssignmentRecord) if view.mirrors else {},
+        reports=await read_all(store, REPORTS, ReportRecord) if view.mirrors else {},
     )
 
 
@@ -82,6 +90,7 @@ def status(facts: Facts, findings: Iterable[Mapping[str, object]] = ()) -> Docum
         "conflicts": sum(1 for one in view.topics.values() if one.record.conflict),
         "groups": len(view.groups),
         "transactional_ids": len(view.transactions),
+        "mirrors": _mirrors(facts),
         "proxies": len(live),
         "connections": sum(facts.leases[key].connections for key in live),
         "operations": [_operation_line(one) for one in view.operations.values() if one.state in ("running", "paused")],
@@ -221,6 +230,17 @@ def config_diff(found: Iterable[Difference], revision: int) -> Document:
     """What the configuration file says differently from the store; `revision`: of the store that was compared."""
     changes = [{"key": one.key, "action": one.change, "from": one.stored, "to": one.configured} for one in found]
     return {"changes": changes, "applied": False, "revision": revision}
+
+
+def _mirrors(facts: Facts) -> Document:
+    """How many there are, and the worst lag of all partitions: offsets, and seconds."""
+    parts = [part for one in facts.reports.values() for part in one.partitions.values()]
+    behind = [part.end - part.position for part in parts if part.end >= 0 and part.position >= 0]
+    return {
+        "count": len(facts.view.mirrors),
+        "lag": max([0, *behind]) if behind else None,
+        "lag_seconds": max(part.lag_seconds for part in parts) if parts else None,
+    }
 
 
 # -- lines ------------------------------------------------------------------------------------------------------------

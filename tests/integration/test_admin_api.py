@@ -97,6 +97,15 @@ class FakeOffice:
     async def store_import(self, exported: Mapping[str, object], by: str) -> Document:
         return {"applied": True}
 
+    async def mirrors(self, topic: str | None = None) -> Document:
+        return {"mirrors": [], "topic": topic}
+
+    async def mirror_create(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        return {"mirrors": [], "problems": [], "applied": apply}
+
+    async def mirror_remove(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        return {"mirrors": [], "problems": [], "applied": apply}
+
     async def verify(self, asked: Mapping[str, object]) -> Document:
         return {"pieces": [], "asked": dict(asked), "cursor": None}
 
