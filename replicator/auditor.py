@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -77,12 +77,14 @@ class Logs:
 class _Known:
     """What is found out once for a mirror."""
 
+    source: TopicInfo
     target: TopicInfo
     logs: Logs
     source_ids: Mapping[int, bytes]  # that mirrors use
     target_ids: Mapping[int, bytes]
     compacts: tuple[bool, bool]
-    streams: dict[int, dict[Stream, Stored]] = field(default_factory=dict)  # by partition of the journal
+    streams: Mapping[int, Mapping[Stream, Stored]]  # by partition of the journal
+    upstream: Mapping[Stream, Stored]  # of the source, where it is a ship's target itself
 
 
 class Auditor:
@@ -97,11 +99,13 @@ class Auditor:
         *,
         since: int | None = None,
         rate: float | None = None,
-        source_table: Callable[[str, int], Table] = own_table,
+        read_bytes: int = READ_BYTES,
+        source_table: Callable[[str, int], Table] | None = None,
     ) -> None:
         """`since` (Unix ms): nothing in front of the first record of that time or later is compared.
 
-        `rate`: bytes a second, of both sides together, None for no limit.
+        `rate`: bytes a second, of both sides together, None for no limit; `read_bytes`: of one fetch, about.
+        `source_table` gives the table of a source partition; without, the source's own journal tells.
         """
         self.topic = topic
         self.partitions = 0
@@ -111,6 +115,7 @@ class Auditor:
         self._since = since
         self._source_table = source_table
         self._limit = Limit(rate)
+        self._read_bytes = read_bytes if rate is None else max(min(read_bytes, int(rate / 2)), LEAST_READ)
         self._known: _Known | None = None
 
     async def prepare(self) -> None:
@@ -135,7 +140,12 @@ class Auditor:
         # logs' ends is in them.
         streams: dict[int, dict[Stream, Stored]] = {}
         for number in sorted({self._journal(one) for one in both}):
-            streams[number] = await self._streams(number, target.topic.id)
+            streams[number] = await self._streams(self._target, number, target.topic.id)
+        upstream: dict[Stream, Stored] = {}
+        asks = self._mode == "ship" and self._source_table is None
+        if asks and journal.TOPIC in await describe(self._source, [journal.TOPIC]):
+            for number in sorted(streams):  # a ship's part of the journal is the same on every cluster
+                upstream |= await self._streams(self._source, number, source.topic.id)
         logs = Logs(
             await offsets(self._source, self.topic, both, EARLIEST),
             await offsets(self._source, self.topic, both, LATEST, committed=True),
@@ -146,12 +156,14 @@ class Auditor:
         )
         policies = [(await configs(one, self.topic)).values.get("cleanup.policy") for one in self._clients]
         self._known = _Known(
+            source,
             target,
             logs,
             await read_registry(self._source, expected=False),
             await read_registry(self._target, expected=False),
             ("compact" in (policies[0] or ""), "compact" in (policies[1] or "")),
             streams,
+            upstream,
         )
 
     @property
@@ -168,12 +180,12 @@ class Auditor:
     def _journal(self, partition: int) -> int:
         return journal.partition_of(self._unit(partition))
 
-    async def _streams(self, number: int, topic_id: bytes) -> dict[Stream, Stored]:
+    async def _streams(self, client: ClusterClient, number: int, topic_id: bytes) -> dict[Stream, Stored]:
         """This topic's streams out of one partition of the journal, up to its present end."""
-        end = (await offsets(self._target, journal.TOPIC, [number], LATEST))[number]
-        start = (await offsets(self._target, journal.TOPIC, [number], EARLIEST))[number]
+        end = (await offsets(client, journal.TOPIC, [number], LATEST))[number]
+        start = (await offsets(client, journal.TOPIC, [number], EARLIEST))[number]
         contents = Contents()
-        reader = LogReader(self._target, journal.TOPIC, number, start, seconds=JOURNAL_SECONDS)
+        reader = LogReader(client, journal.TOPIC, number, start, seconds=JOURNAL_SECONDS)
         while reader.offset < end:
             part = await reader.next()
             await trio.to_thread.run_sync(_feed, contents, part)
@@ -195,12 +207,7 @@ class Auditor:
         stored = known.streams[self._journal(number)].get(Stream(known.target.topic.id, number, self._scope))
         if stored is None or stored.state is None:
             raise Problem("no mirror has copied anything of it yet")
-        try:
-            table = stored.load_table()
-        except Damaged as error:
-            raise Problem(f"its journal cannot be read: {error}") from None
-        table.cut_from(stored.state.scanned)
-        tables = (self._source_table(self.topic, number), table)
+        tables = self._table_of_source(number), _table(stored)
         gaps: list[Gap] = []
         if left is None:
             reach, gaps = self._begin(number, stored, tables)
@@ -209,8 +216,6 @@ class Auditor:
             reach = _clipped(left, starts, tables)
         made = Step(report, reach, reach, gaps)
         comparison = Comparison(reach, *tables, self._rules(number, reach.scanned), report)
-        rate = self._limit.rate
-        size = READ_BYTES if rate is None else max(min(READ_BYTES, int(rate / 2)), LEAST_READ)
         readers = [
             LogReader(
                 client,
@@ -219,7 +224,7 @@ class Auditor:
                 comparison.position(side),
                 seconds=seconds + READ_SECONDS,
                 committed=True,
-                read_bytes=size,
+                read_bytes=self._read_bytes,
             )
             for side, client in zip(Side, self._clients, strict=True)
         ]
@@ -250,6 +255,13 @@ class Auditor:
                 await self._limit.spend(len(data))  # what is not waited for here, the next step waits for
         made.left = comparison.reach if comparison.wants is not None else None
         return made
+
+    def _table_of_source(self, number: int) -> Table:
+        assert self._known is not None
+        if self._source_table is not None:
+            return self._source_table(self.topic, number)
+        stored = self._known.upstream.get(Stream(self._known.source.topic.id, number))
+        return own_table(self.topic, number) if stored is None or stored.state is None else _table(stored)
 
     def _begin(self, number: int, stored: Stored, tables: tuple[Table, Table]) -> tuple[Reach, list[Gap]]:
         assert self._known is not None and stored.state is not None
@@ -338,6 +350,17 @@ def _floor(table: Table, start: int) -> int:
         return table.logical(start) or 0
     below = deque(table.between(0, start - 1), maxlen=1)  # the last run in front of it
     return below[0].logical + below[0].length if below else 0
+
+
+def _table(stored: Stored) -> Table:
+    """Complete up to what its state has scanned. Raises Problem."""
+    assert stored.state is not None
+    try:
+        table = stored.load_table()
+    except Damaged as error:
+        raise Problem(f"its journal cannot be read: {error}") from None
+    table.cut_from(stored.state.scanned)
+    return table
 
 
 def _feed(contents: Contents, part: memoryview) -> None:
