@@ -171,12 +171,6 @@ def refusals(view: View, topic: str, wanted: Collection[Edge], mode: Mode) -> li
                 f"{topic}: {error}; ship from {served.cluster}, which serves it, or from a cluster that it is "
                 "shipped to, to one that has no copy"
             )
-        for _, target in sorted(edges):
-            if target in served.record.conflict and (target, topic) not in view.stubs:
-                out.append(
-                    f"{topic}: {target} has an unrelated topic of this name; choose another target, or delete that "
-                    f"topic there: {topic_command(view, target, topic, '--delete')}"
-                )
     elif served.cluster not in exchange:
         out.append(f"{topic}: {served.cluster} serves it; it has to be one of the members (--from or --to)")
     return out

@@ -65,10 +65,11 @@ class Planned:
 
     def document(self) -> Document:
         judged = self.judged
+        what: str | None
         if self.exists:
             what = "exists"
         elif judged is None:
-            what = "unknown" if self.problems else "create"
+            what = "create" if self.notes else None  # of this plan, or never judged
         elif judged.create is not None:
             what = "create"
         else:
