@@ -127,17 +127,30 @@ class Guard:
             self._changed.add(key)
         return len(gone)
 
-    def adopt(self, other: Guard) -> None:
-        """Take over what a source's guard knows of producers that this one has not heard of."""
+    def adopt(self, other: Guard, below: int | None = None) -> set[int]:
+        """Take over what a source's guard knows, as far as it lies `below` a logical offset (None: all of it).
+
+        A batch that has not arrived yet is none that a retry could duplicate. Returns the producers of which something
+        is still to come.
+        """
+        left: set[int] = set()
         for key, one in other._producers.items():
-            if key not in self._producers:
-                self._producers[key] = _Producer(one.at, list(one.entries))
-                self._changed.add(key)
+            arrived = [entry for entry in one.entries if below is None or entry.logical < below]
+            if len(arrived) < len(one.entries):
+                left.add(key)
+            mine = self._producers.get(key) or _Producer(one.at)
+            if not arrived or (mine.entries and mine.entries[-1].logical >= arrived[-1].logical):
+                continue
+            first = arrived[0]
+            older = [entry for entry in mine.entries if entry.logical < first.logical and entry.epoch == first.epoch]
+            self._producers[key] = _Producer(max(mine.at, one.at), [*older, *arrived][-KEPT:])
+            self._changed.add(key)
         self._producers = OrderedDict(sorted(self._producers.items(), key=lambda item: item[1].at))
         while len(self._producers) > self.capacity:
             gone, _ = self._producers.popitem(last=False)
             self._changed.add(gone)
             self.evicted += 1
+        return left
 
     # -- stored form ----------------------------------------------------------------------------------------------
 

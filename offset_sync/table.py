@@ -149,6 +149,16 @@ class Table:
         self._state_dirty = True
         return True
 
+    def trim(self, physical: int) -> bool:
+        """This cluster's log begins at a physical offset: retention of its own. Returns whether anything was forgotten.
+
+        The log start becomes that of the next record here, and of the last one's successor where none is left.
+        """
+        if self.own is not None or self.runs.start is None or physical <= self.runs.start.physical:
+            return False
+        logical = self.logical(physical)
+        return logical is not None and self.raise_log_start(logical)
+
     def cut_from(self, physical: int) -> None:
         """The log lost everything from a physical offset on."""
         self.runs.cut_from(physical)

@@ -16,6 +16,7 @@ from replicator.cut import Corrupt, Cut, cut, producer_ids
 from replicator.outlet import Outlet
 from replicator.states import Condition, Status, Stop
 from replicator.topics import EARLIEST, LATEST, RETRIABLE, offsets
+from replicator.upstream import Upstream
 from replicator.wire import Fetched, Place, Produced, Wanted
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FETCH_BYTES = 1 << 20
 RETRY_SECONDS = 0.2  # after an error of the source's leader
+UPSTREAM_SECONDS = 0.1  # between two looks whether the source's table covers what was fetched
 # What the target will say again, however often the batch is sent.
 _FOR_GOOD = {ERROR.MESSAGE_TOO_LARGE, ERROR.INVALID_TIMESTAMP, ERROR.RECORD_LIST_TOO_LARGE, ERROR.INVALID_RECORD}
 
@@ -71,12 +73,20 @@ class Data:
     """One partition: fed by its source's leader, written to its target's."""
 
     def __init__(
-        self, session: Session, partition: Partition, place: Place, origin: Place, outlet: Outlet, status: Status
+        self,
+        session: Session,
+        partition: Partition,
+        place: Place,
+        origin: Place,
+        upstream: Upstream,
+        outlet: Outlet,
+        status: Status,
     ) -> None:
         self.session = session
         self.partition = partition
         self.place = place
         self.origin = origin
+        self.upstream = upstream
         self.outlet = outlet
         self.status = status
         self.feeder: Feeder | None = None
@@ -84,9 +94,11 @@ class Data:
         self.deleted = 0
         self._fetch_bytes = FETCH_BYTES
         self._log_start = -1
+        self._target_start = -1
         self._paused = False
         self._retry_at = 0.0
         self._foreign = 0
+        self._evicted = 0
 
     # -- as a lane of the target ----------------------------------------------------------------------------------
 
@@ -112,6 +124,9 @@ class Data:
             session.halt(self, Stop(Condition.TARGET_LOST, str(error)))
             session.fail(str(error))
             return
+        if answer.log_start > self._target_start:
+            self._target_start = answer.log_start
+            partition.trim(answer.log_start)
         size = len(one.data)
         status.records_here += one.records
         status.bytes += size
@@ -176,7 +191,18 @@ class Data:
                 ids = producer_ids(batches)
                 if not ids <= link.local_ids:
                     await link.knows(ids, session.assignment.mode)
+                    ships = link.ships_among(ids)
+                    if ships and await link.upstreams.changed(self.upstream, *self._where, ships):
+                        session.fail("the source has become a mirror's target")
                     if session.over:
+                        return
+                limit = self.upstream.limit
+                if limit is not None and batches and batches[-1].next_offset > limit:
+                    # The rest waits until the source's own mirror has written down what it is.
+                    self._retry_at = trio.current_time() + UPSTREAM_SECONDS
+                    batches = [one for one in batches if one.next_offset <= limit]
+                    if not batches:
+                        self._behind()
                         return
                 foreign = link.mirrored if exchange else None
                 made = cut(answer.records, partition.fetch_position, answer.aborted, foreign, batches)
@@ -197,10 +223,18 @@ class Data:
                     raise Stop(Condition.CORRUPT, str(error)) from None
                 if made.pieces:
                     session.journal.offer()
+        self._behind()
+
+    def _behind(self) -> None:
         self.show()
+        status = self.status
         if status.position < status.end and not status.behind_since:
             status.behind_since = time.time()
             status.condition = Condition.COPYING
+
+    @property
+    def _where(self) -> tuple[str, int]:
+        return self.origin[0].name, self.origin[1]
 
     def show(self) -> None:
         """Bring the figures up to date; not done for every batch."""
@@ -209,6 +243,8 @@ class Data:
         status.records = partition.records
         status.foreign += partition.foreign - self._foreign
         self._foreign = partition.foreign
+        status.evicted += partition.guard.evicted - self._evicted
+        self._evicted = partition.guard.evicted
         if status.position >= status.end >= 0:
             self._caught_up()
 
@@ -226,10 +262,12 @@ class Data:
         logical = partition.source.logical(log_start)
         if logical is not None and partition.table.raise_log_start(logical):
             partition.touch()
-        physical = partition.table.physical(partition.table.log_start)
         end = partition.table.runs.end
+        physical = partition.table.physical(partition.table.log_start)
         if physical is not None and end is not None:
             self.deletable = max(self.deletable, min(physical, end.physical))
+        elif partition.table.log_start:  # everything that came was deleted at the source
+            self.deletable = max(self.deletable, partition.state.scanned)
 
     async def _error(self, code: int) -> None:
         link, name, number = self.session.link, self.origin[0].name, self.origin[1]

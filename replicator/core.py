@@ -86,10 +86,11 @@ class Recovered:
     dropped: int = 0  # ... and not found: they are read from the source again
 
 
-def recover(stored: Stored, tail: Iterable[Found], scanned: int) -> Recovered:
+def recover(stored: Stored, tail: Iterable[Found], scanned: int, since: int = 0) -> Recovered:
     """The exact state of a stream, from its journal and a scan of the target from `stored.state.scanned` on.
 
-    `scanned` is the offset behind the scan, past the fence. Batches of strangers in the tail are passed over.
+    `scanned` is the offset behind the scan, past the fence; the target's log begins at `since`, which may be above the
+    beginning of the scan. Batches of strangers in the tail are passed over.
 
     Raises:
         Inconsistent: the target holds batches of ours without an intent, or not in the order of their intents.
@@ -98,11 +99,17 @@ def recover(stored: Stored, tail: Iterable[Found], scanned: int) -> Recovered:
     state = stored.state or State()
     table = stored.load_table()
     table.cut_from(state.scanned)  # chunks may be newer than the state where a checkpoint took several batches
-    return judge(state, table, stored.load_guard(), stored.open_intents(), tail, scanned)
+    return judge(state, table, stored.load_guard(), stored.open_intents(), tail, scanned, since)
 
 
 def judge(
-    state: State, table: Table, guard: Guard, intents: Sequence[Intent], tail: Iterable[Found], scanned: int
+    state: State,
+    table: Table,
+    guard: Guard,
+    intents: Sequence[Intent],
+    tail: Iterable[Found],
+    scanned: int,
+    since: int = 0,
 ) -> Recovered:
     """`recover` of what was loaded already: adds to table and guard what landed of the open intents.
 
@@ -117,6 +124,7 @@ def judge(
                 queue.append((intent, _rest(stretch, max(0, position - stretch.source))))
     total = sum(one.records for _, one in queue)
     landed = 0
+    deleted = since > state.scanned  # what landed first may be gone already
     ours = {(intent.producer_id, intent.producer_epoch) for intent in intents}
     ours.add((state.producer_id, state.producer_epoch))
     for one in tail:
@@ -124,6 +132,9 @@ def judge(
             continue
         left, at, sequence = one.records, one.offset, one.sequence
         while left:
+            if deleted:
+                _skip(queue, one)
+                deleted = False
             if not queue:
                 raise Inconsistent(f"the target has a batch of ours at {one.offset} that no intent announced")
             intent, stretch = queue.popleft()
@@ -151,6 +162,16 @@ def judge(
         records=state.records + landed,
     )
     return Recovered(after, table, guard, landed, total - landed)
+
+
+def _skip(queue: deque[tuple[Intent, Stretch]], first: Found) -> None:
+    """Forget what landed in front of the first batch that is still there."""
+    while queue:
+        intent, stretch = queue.popleft()
+        ahead = (first.sequence - stretch.sequence) % SEQUENCES
+        if (intent.producer_id, intent.producer_epoch) == (first.producer_id, first.epoch) and ahead < stretch.records:
+            queue.appendleft((intent, _rest(stretch, ahead)))
+            return
 
 
 def _rest(one: Stretch, done: int) -> Stretch:
@@ -419,6 +440,11 @@ class Partition:
     def checkpointed(self, number: int) -> None:
         """A checkpoint that counts from this intent is stored."""
         self._checkpointed = max(self._checkpointed, number)
+
+    def trim(self, log_start: int) -> None:
+        """The target's log begins here: its table need not tell what was in front."""
+        if self.table.trim(log_start):
+            self._dirty = True
 
     def touch(self) -> None:
         """Table or source were changed from outside: the next checkpoint has something to write."""

@@ -117,11 +117,11 @@ class Kept:
         """What may have been written beyond `covered`. Damaged: an intent is missing."""
         return Stored(self.state, intents=self.intents).open_intents()
 
-    def judged(self, tail: Iterable[Found], end: int) -> Recovered:
+    def judged(self, tail: Iterable[Found], end: int, start: int = 0) -> Recovered:
         """State and table as the target's log shows them: `tail` are its batches from `covered` up to `end`.
 
         `end` must have been asked before the journal was read; then every batch of the mirror below it has its intent.
-        Works on a copy.
+        `start` is where the target's log begins. Works on a copy.
 
         Raises:
             Damaged, Inconsistent: journal and log contradict each other.
@@ -130,7 +130,7 @@ class Kept:
         copy = Table()
         copy.runs = self.table.runs.copy()
         copy.log_start, copy.own, copy.generation = self.table.log_start, self.table.own, self.table.generation
-        return judge(state, copy, Guard(), self.open_intents(), tail, max(end, state.scanned))
+        return judge(state, copy, Guard(), self.open_intents(), tail, max(end, state.scanned), start)
 
 
 class Keeper:

@@ -19,6 +19,7 @@ import trio
 from kafka_client import BrokerUnavailable, ClientError, ClusterClient, Refused
 from kafka_client.cluster import backoff
 from kafka_wire.errors import ERROR
+from offset_sync.guard import EXPIRATION_MS
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
 from replicator import journal
@@ -26,10 +27,12 @@ from replicator.claim import Fenced, claim_identity, ends, ensure_journal, fence
 from replicator.copying import Data, Journal
 from replicator.core import Identity, Unit
 from replicator.feeder import Feeder, Limit
+from replicator.journal import UNIT_SIZE
 from replicator.outlet import Outlet
 from replicator.recovery import Found, found_partition
 from replicator.states import STOPPED, Condition, Status, Stop
 from replicator.topics import EARLIEST, TopicInfo, delete_records, describe, offsets
+from replicator.upstream import SHIPS, Upstream, Upstreams, own_table, producer_expiration
 from replicator.wire import Topic
 
 CHECKPOINT_SECONDS = 1.0
@@ -37,7 +40,6 @@ LEADERS_SECONDS = 2.0
 MISSING_SECONDS = 5.0  # without the topic in the metadata until it counts as gone
 ALLOWED_SECONDS = 0.2  # between two looks whether a lease that had run out holds again
 SCANS_AT_ONCE = 8
-UNIT_SIZE = 32  # partitions; part of what identifies a unit's journal, so it cannot change
 
 Mode = Literal["ship", "exchange"]
 
@@ -50,13 +52,6 @@ class Assignment:
     partitions: tuple[int, ...]
     mode: Mode = "ship"
     number: int = 0
-
-
-def own_table(_: str, __: int) -> Table:
-    """The table of a cluster a topic has never left: logical and physical are the same."""
-    made = Table()
-    made.open(0, 0)
-    return made
 
 
 @dataclass
@@ -78,15 +73,18 @@ class Link:
         source: ClusterClient,
         target: ClusterClient,
         *,
-        source_table: Callable[[str, int], Table] = own_table,
+        source_table: Callable[[str, int], Table] | None = None,
         allowed: Callable[[], bool] = lambda: True,
         rate: float | None = None,
         owner: str = "kfed",
     ) -> None:
-        """`source_table` gives the table of a source partition; `rate` limits bytes a second, None does not."""
+        """`source_table` gives the table of a source partition; without, the source's own journal tells.
+
+        `rate` limits bytes a second, None does not.
+        """
         self.source = source
         self.target = target
-        self.source_table = source_table
+        self.upstreams = Upstreams(source, source_table)
         self.allowed = allowed
         self.owner = owner
         self.counters = Counters()
@@ -110,6 +108,7 @@ class Link:
                 self._nursery = nursery
                 self._started.set()
                 nursery.start_soon(self._follow_leaders)
+                nursery.start_soon(self.upstreams.run)
 
     def close(self) -> None:
         """End everything; for a link whose clusters are reached otherwise from now on."""
@@ -167,14 +166,18 @@ class Link:
             self.source_mirrors.update(await read_registry(self.source, expected=mode == "exchange"))
             self.local_ids |= unknown - self.source_mirrors.keys()
 
+    def ships_among(self, producer_ids: set[int]) -> set[int]:
+        """Those that ships into the source write with."""
+        return {one for one in producer_ids if SHIPS in self.source_mirrors.get(one, b"")}
+
     def mirrored(self, producer_id: int) -> bool:
         """Whether a batch on the source with this producer id was written by a mirror."""
         return producer_id in self.source_mirrors
 
     def transactional_id(self, assignment: Assignment) -> str:
-        """Of a ship it does not depend on the source: whoever ships next fences whoever did before."""
-        scope = "ship" if assignment.mode == "ship" else f"exchange.{self.source.name}"
-        return f"kfed-mirror.{scope}.{assignment.topic}.{assignment.number}"
+        """The unit's name on the target, as `journal.unit_name` makes it."""
+        scope = "" if assignment.mode == "ship" else self.source.name
+        return journal.unit_name(scope, assignment.topic, assignment.number)
 
     # -- units ----------------------------------------------------------------------------------------------------
 
@@ -235,6 +238,7 @@ class Session:
         self.unit: Unit | None = None
         self.journal: Journal | None = None
         self.lanes: dict[int, Data] = {}
+        self.upstreams: dict[int, Upstream] = {}
         self.ended = trio.Event()
         self.over = False  # the same, for the hot path
         self.source_topic: Topic | None = None
@@ -261,6 +265,7 @@ class Session:
             self.over = True
             self.ended.set()
             link.sessions.pop(assignment, None)
+            link.upstreams.forget(self.upstreams.values())
             for number, (_, feeder) in self._placed.items():
                 feeder.remove(self.lanes[number])
             for lane in (self.journal, *self.lanes.values()):
@@ -276,6 +281,9 @@ class Session:
         journal_info = await ensure_journal(target)
         if assignment.mode == "exchange":
             await ensure_journal(link.source)  # without a registry everything would look as if it were its own
+        if source_info is not None:
+            there = [one for one in assignment.partitions if one in source_info.partitions]
+            self.upstreams = await link.upstreams.of(topic, there, ship=assignment.mode == "ship")
         transactional_id = link.transactional_id(assignment)
         identity = await claim_identity(target, transactional_id)
         await register(target, identity, f"{link.owner} {transactional_id}")
@@ -314,6 +322,7 @@ class Session:
         source_starts: Mapping[int, int],
     ) -> None:
         room = trio.CapacityLimiter(SCANS_AT_ONCE)
+        expiration_ms = await producer_expiration(self.link.target, EXPIRATION_MS)
         assert self.unit is not None
         unit = self.unit
 
@@ -322,20 +331,31 @@ class Session:
             if number not in source_starts:
                 self._stop(number, Stop(Condition.MISSING, f"{self.link.source.name} has no such partition"))
                 return
+            upstream = self.upstreams[number]
             found = Found(number, starts[number], stops[number], source_starts[number])
             try:
                 async with room:
                     partition = await found_partition(
-                        self.link, self.assignment, identity, contents, target_info.topic, source_info, found, status
+                        self.link,
+                        self.assignment,
+                        identity,
+                        contents,
+                        target_info.topic,
+                        source_info,
+                        upstream.table,
+                        found,
+                        status,
                     )
             except Stop as stop:
                 self._stop(number, stop)
                 return
+            partition.guard.expiration_ms = expiration_ms
+            upstream.inherit(partition)
             unit.add(partition)
             place = (target_info.topic, number)
             leader = target_info.partitions[number].leader
             self.lanes[number] = Data(
-                self, partition, place, (source_info.topic, number), self.link.outlet(leader), status
+                self, partition, place, (source_info.topic, number), upstream, self.link.outlet(leader), status
             )
             status.condition, status.detail = Condition.COPYING, ""
 
@@ -397,7 +417,13 @@ class Session:
             for lane in self.lanes.values():
                 lane.show()
             for partition in self.unit.partitions.values():
-                partition.guard.expire(now)
+                try:
+                    self.upstreams[partition.stream.partition].inherit(partition)
+                except Damaged as error:
+                    self.fail(f"the source's guard: {error}")
+                    return
+                if partition.guard.expire(now):
+                    partition.touch()
                 self.unit.checkpoint(partition)
             if self.journal is not None:
                 self.journal.offer()
@@ -431,4 +457,4 @@ def units(topic: str, partitions: Sequence[int], mode: Mode = "ship") -> list[As
     return [Assignment(topic, tuple(some), mode, number) for number, some in by_number.items()]
 
 
-__all__ = ["Assignment", "Counters", "Link", "Mode", "Session", "own_table", "units"]
+__all__ = ["UNIT_SIZE", "Assignment", "Counters", "Link", "Mode", "Session", "own_table", "units"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from offset_sync.table import Table
 from offset_sync.varints import Damaged
 from replicator.claim import scan
 from replicator.core import Identity, Inconsistent, Partition, recover
@@ -41,10 +42,11 @@ async def found_partition(
     contents: Contents,
     target: Topic,
     source_info: TopicInfo,
+    source: Table,
     found: Found,
     status: Status,
 ) -> Partition:
-    """Recover one partition, ready to copy.
+    """Recover one partition, ready to copy; `source` is the source's table.
 
     Raises:
         Stop: it must not be copied.
@@ -68,17 +70,17 @@ async def found_partition(
     if state is None and exclusive and tail.batches:
         raise Stop(Condition.OCCUPIED, f"records from {tail.batches[0].offset} on are not ours")
     try:
-        made = recover(stored, tail.batches, tail.end)
+        made = recover(stored, tail.batches, tail.end, found.target_start)
     except (Inconsistent, Damaged) as error:
         raise Stop(Condition.TARGET_LOST, str(error)) from None
     if exclusive:
         status.foreign += sum(one.records for one in tail.batches) - made.landed
-    source = link.source_table(assignment.topic, found.number)
     position, epoch = made.state.position, made.state.leader_epoch
     if made.state.source not in ("", link.source.name):
         # Another source, the same logical log: go on behind the last record that is here.
         end = made.table.runs.end
-        position = -1 if end is None else source.physical(end.logical) or 0
+        here = max(made.table.log_start, end.logical if end is not None else 0)  # all of it may have been deleted
+        position = source.physical(here) or 0 if here else -1
         epoch = -1
     first = max(source.physical(source.log_start) or 0, found.source_start)
     if position < first:
@@ -87,6 +89,7 @@ async def found_partition(
         position, epoch = first, -1
     if exclusive:
         made.table.raise_log_start(source.logical(found.source_start) or 0)
+    made.table.trim(found.target_start)
     made.state = replace(
         made.state, position=position, leader_epoch=epoch, source_id=source_info.topic.id, source=link.source.name
     )

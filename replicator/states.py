@@ -69,6 +69,7 @@ class Status:
     bytes: int = 0  # copied by this process
     left_out: int = 0  # batches: control, aborted, mirrored
     foreign: int = 0  # target offsets written by others into a ship's target
+    evicted: int = 0  # producers that the guard forgot early, for want of room
     overtaken: int = 0  # source offsets that retention removed before they were copied
     last_copied: float = 0.0
     behind_since: float = 0.0

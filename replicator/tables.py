@@ -276,7 +276,7 @@ async def held(following: Following, client: ClusterClient, topic: str, partitio
             tail = []
             if kept.intents and kept.covered < end:
                 tail = await _tail(client, topic, partition, kept, max(kept.covered, start), end)
-            written[scope] = kept.judged(tail, end)
+            written[scope] = kept.judged(tail, end, start)
     return Held(start, end, written)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import trio
 
 from kafka_client import ClientError, ClusterClient
 from offset_sync.table import Table
-from replicator.link import Assignment, Link, Mode, own_table, units
+from replicator.link import Assignment, Link, Mode, units
 from replicator.preflight import Problem
 from replicator.prepare import NoSource, prepare
 from replicator.states import Status
@@ -65,11 +66,6 @@ class Clusters(Protocol):
     def __getitem__(self, cluster: str, /) -> ClusterClient: ...
 
 
-def plain_tables(_: str, topic: str, partition: int) -> Table:
-    """For topics that have never moved."""
-    return own_table(topic, partition)
-
-
 class Replicator:
     """`run` it; mirrors may be added and removed at any time."""
 
@@ -77,12 +73,13 @@ class Replicator:
         self,
         clusters: Clusters,
         *,
-        tables: SourceTables = plain_tables,
+        tables: SourceTables | None = None,
         allowed: Callable[[], bool] = lambda: True,
         rates: Mapping[tuple[str, str], float] | None = None,
         owner: str = "kfed",
     ) -> None:
-        """`tables` gives (cluster, topic, partition) tables; `allowed` says whether this process's lease holds."""
+        """`allowed` says whether this process's lease holds; `tables` gives (cluster, topic, partition) tables of
+        sources, where not their own journals are to tell."""
         self._clusters = clusters
         self._tables = tables
         self._allowed = allowed
@@ -193,10 +190,8 @@ class Replicator:
                     progress.running.clear()
             link = None
         if link is None:
-
-            def table(topic: str, partition: int) -> Table:
-                return self._tables(mirror.source, topic, partition)
-
+            tables = self._tables
+            table = partial(tables, mirror.source) if tables is not None else None
             link = self.links[key] = Link(
                 source, target, source_table=table, allowed=self._allowed, rate=self._rates.get(key), owner=self._owner
             )
@@ -276,5 +271,6 @@ class Replicator:
             yield "kfed_mirror_bytes_total", labels, status.bytes
             yield "kfed_mirror_foreign_total", labels, status.foreign
             yield "kfed_mirror_overtaken_total", labels, status.overtaken
+            yield "kfed_mirror_guard_evicted_total", labels, status.evicted
             yield "kfed_mirror_restarts_total", labels, status.restarts
             yield "kfed_mirror_condition", (*labels, status.condition.value), 1

@@ -170,6 +170,12 @@ METRICS = (
         "Offsets that retention removed at the source before they were copied.",
     ),
     Described(
+        "kfed_mirror_guard_evicted_total",
+        "counter",
+        ("source", "target", "topic", "partition"),
+        "Producers whose last batches were forgotten early: a partition has more than the guard keeps.",
+    ),
+    Described(
         "kfed_mirror_restarts_total",
         "counter",
         ("source", "target", "topic", "partition"),

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from kafka_client import ClusterClient
 from kafka_wire.records import Record, body_of, encode_batch
 from offset_sync.table import Table
-from replicator.link import Link, Mode, own_table, units
+from replicator.link import Link, Mode, units
 from replicator.states import Condition
 from replicator.topics import LATEST, delete_records, describe, offsets
 from replicator.wire import PRODUCE
@@ -41,7 +41,7 @@ async def mirrored(
     topic: str,
     partitions: int = 1,
     mode: Mode = "ship",
-    table: Callable[[str, int], Table] = own_table,
+    table: Callable[[str, int], Table] | None = None,
 ) -> AsyncIterator[Link]:
     link = Link(source, target, source_table=table)
     async with trio.open_nursery() as nursery:

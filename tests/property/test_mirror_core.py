@@ -141,6 +141,22 @@ def test_a_target_with_batches_nobody_announced() -> None:
     assert recover(stored, strangers, 11).landed == 0
 
 
+def test_what_landed_and_was_deleted_before_the_take_over() -> None:
+    intents = [
+        Intent(0, *ME, 5, (Stretch(0, 3, 0, 3, 0, 0), Stretch(3, 2, 7, 9, 0, 7)), ()),
+        Intent(1, *ME, 5, (Stretch(5, 4, 9, 13, 0, 9),), ()),
+    ]
+    stored = Stored(intents={one.number: one.encode() for one in intents})
+    first, second, last = Found(26, *ME, 4, 1), Found(28, *ME, 5, 2), Found(30, *ME, 7, 2)
+    for tail, logical, position in (([last], [11], 13), ([second, last], [9, 11], 13), ([first], [8], 9)):
+        with pytest.raises(Inconsistent):
+            recover(stored, tail, 40)
+        got = recover(stored, tail, 40, since=20)
+        assert [got.table.logical(one.offset) for one in tail] == logical and got.state.position == position
+    with pytest.raises(Inconsistent):
+        recover(stored, [Found(30, *ME, 9, 2)], 40, since=20)
+
+
 def test_a_journal_with_a_missing_intent_is_damaged() -> None:
     contents = Contents()
     for number in (0, 2):
