@@ -14,6 +14,7 @@ from kafka_wire.errors import ERROR, error_name
 from replicator.core import Inconsistent, Partition
 from replicator.cut import Corrupt, Cut, cut, producer_ids
 from replicator.outlet import Outlet
+from replicator.rights import DENIED, lacking, on_topic
 from replicator.states import Condition, Status, Stop
 from replicator.topics import EARLIEST, LATEST, RETRIABLE, offsets
 from replicator.upstream import Upstream
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 FETCH_BYTES = 1 << 20
 RETRY_SECONDS = 0.2  # after an error of the source's leader
+DENIED_SECONDS = 2.0  # ... that says we may not read
+UNSURE = 5  # refusals of a position that is inside the source's log
 UPSTREAM_SECONDS = 0.1  # between two looks whether the source's table covers what was fetched
 # What the target will say again, however often the batch is sent.
 _FOR_GOOD = {ERROR.MESSAGE_TOO_LARGE, ERROR.INVALID_TIMESTAMP, ERROR.RECORD_LIST_TOO_LARGE, ERROR.INVALID_RECORD}
@@ -92,6 +95,8 @@ class Data:
         self.feeder: Feeder | None = None
         self.deletable = 0  # the target may delete below this offset
         self.deleted = 0
+        self.dead = False  # nothing of it is written in this session any more
+        self._unsure = 0
         self._fetch_bytes = FETCH_BYTES
         self._log_start = -1
         self._target_start = -1
@@ -103,26 +108,33 @@ class Data:
     # -- as a lane of the target ----------------------------------------------------------------------------------
 
     def next(self, now: int) -> memoryview | None:
-        if self.session.over:
+        if self.session.over or self.dead:
             return None
         one = self.partition.next_batch(now)
         return one.data if one is not None else None
 
     def answered(self, answer: Produced, now: int) -> None:
         session, status = self.session, self.status
-        if session.over:
+        if session.over or self.dead:
             return
         if answer.error:
             if answer.error in _FOR_GOOD:
-                session.halt(self, Stop(Condition.REFUSED, _words(answer)))
-            session.fail(f"partition {self.partition.stream.partition}: {_words(answer)}")
+                # Its successors are refused too, by their sequences. The unit's other partitions go on.
+                self._die(Stop(Condition.REFUSED, _words(answer)))
+                return
+            right = lacking(answer.error, on_topic("WRITE", self.place[0].name))
+            words = f"partition {self.partition.stream.partition}: {_words(answer)}{right}"
+            session.fail(words, denied=answer.error in DENIED)
+            return
+        if answer.append_time >= 0:
+            why = f"it replaces timestamps (LogAppendTime), first at offset {answer.base_offset}"
+            session.link.hold(self.place[0].name, why)
             return
         partition = self.partition
         try:
             one = partition.acknowledged(answer.base_offset, now)
         except Inconsistent as error:
-            session.halt(self, Stop(Condition.TARGET_LOST, str(error)))
-            session.fail(str(error))
+            self._die(Stop(Condition.TARGET_LOST, str(error)))
             return
         if answer.log_start > self._target_start:
             self._target_start = answer.log_start
@@ -144,6 +156,10 @@ class Data:
         self.outlet.offer(self)
         if self._paused and not self.partition.full and self.feeder is not None:
             self.feeder.wake()
+
+    def _die(self, stop: Stop) -> None:
+        self.dead = True
+        self.session.halt(self, stop)
 
     def lost(self, reason: str) -> None:
         self.session.fail(reason)
@@ -167,6 +183,9 @@ class Data:
             if answer.error:
                 await self._error(answer.error)
                 return
+            self._unsure = 0
+            if self.status.condition is Condition.DENIED:
+                self.status.condition, self.status.detail = Condition.COPYING, ""
             if answer.diverging is not None:
                 epoch, end = answer.diverging
                 raise Stop(
@@ -281,11 +300,22 @@ class Data:
             position = self.partition.fetch_position
             if position > end:
                 raise Stop(Condition.TRUNCATED, f"it ends at {end}, copied up to {position}")
+            # In between: its leader does not know the epoch that we copied under; for good, if it says so again.
+            self._unsure = self._unsure + 1 if position >= start else 0
+            if self._unsure >= UNSURE:
+                epoch = self.partition.fetch_epoch
+                why = f"its leader does not know leader epoch {epoch}, copied up to {position}"
+                raise Stop(Condition.TRUNCATED, why)
             if position < start:
                 self.status.overtaken += start - position
                 self._follow_log_start(start)
                 self.partition.skip_to(start)
         elif code in RETRIABLE or code in (ERROR.UNKNOWN_TOPIC_ID, ERROR.INCONSISTENT_TOPIC_ID):
             link.leaders_moved()  # metadata tells whether it moved, is gone, or was created anew
+        elif code in DENIED:
+            self._retry_at = trio.current_time() + DENIED_SECONDS
+            right = lacking(code, on_topic("READ", name))
+            self.status.condition = Condition.DENIED
+            self.status.detail = f"{link.source.name}: {error_name(code)} ({code}){right}"
         else:
             raise Stop(Condition.MISSING, f"{error_name(code)} ({code})")

@@ -30,15 +30,20 @@ from replicator.feeder import Feeder, Limit
 from replicator.journal import UNIT_SIZE
 from replicator.outlet import Outlet
 from replicator.recovery import Found, found_partition
+from replicator.rights import DENIED, lacking, on_topic
 from replicator.states import STOPPED, Condition, Status, Stop
 from replicator.topics import EARLIEST, TopicInfo, delete_records, describe, offsets
 from replicator.upstream import SHIPS, Upstream, Upstreams, own_table, producer_expiration
 from replicator.wire import Topic
+from runtime import logging
+
+log = logging.get(__name__)
 
 CHECKPOINT_SECONDS = 1.0
 LEADERS_SECONDS = 2.0
 MISSING_SECONDS = 5.0  # without the topic in the metadata until it counts as gone
 ALLOWED_SECONDS = 0.2  # between two looks whether a lease that had run out holds again
+REFUSED_SECONDS = 60.0  # until a batch that the target refused is tried again
 SCANS_AT_ONCE = 8
 
 Mode = Literal["ship", "exchange"]
@@ -99,6 +104,7 @@ class Link:
         self._scope = trio.CancelScope()
         self._leaders_changed = trio.Event()
         self.status: dict[tuple[str, int], Status] = {}
+        self.held: dict[str, str] = {}  # topics whose targets would change or drop records, and why
         self.sessions: dict[Assignment, Session] = {}
 
     async def run(self) -> None:
@@ -140,6 +146,19 @@ class Link:
             return nothing
         running[0].cancel()
         return running[1]
+
+    def hold(self, topic: str, why: str) -> None:
+        """Copy nothing of a topic until `release`."""
+        if topic not in self.held:
+            log.warning("a mirror waits: its target is unfit", topic=topic, target=self.target.name, why=why)
+        self.held[topic] = why
+        for session in list(self.sessions.values()):
+            if session.assignment.topic == topic:
+                session.fail(why)
+
+    def release(self, topic: str) -> None:
+        """The target is as it should be."""
+        self.held.pop(topic, None)
 
     def outlet(self, broker: int) -> Outlet:
         if broker not in self._outlets:
@@ -194,22 +213,32 @@ class Link:
             if not self.allowed():  # a take-over fences: it is for those who certainly hold the unit
                 await trio.sleep(ALLOWED_SECONDS)
                 continue
+            if (why := self.held.get(assignment.topic)) is not None:
+                self._show(assignment, Condition.UNFIT, why)
+                await trio.sleep(ALLOWED_SECONDS)
+                continue
             session = Session(self, assignment)
             started = trio.current_time()
             try:
                 await session.run()
             except (ClientError, Fenced, Damaged) as error:
-                reason = f"{type(error).__name__}: {error}"
+                reason = str(error)
+                denied = isinstance(error, Refused) and error.code in DENIED
             else:
-                reason = session.reason
+                reason, denied = session.reason, session.denied
             self.counters.failures[reason] = self.counters.failures.get(reason, 0) + 1
             for number in assignment.partitions:
-                status = self.status[assignment.topic, number]
-                status.restarts += 1
-                if status.condition not in STOPPED:
-                    status.condition, status.detail = Condition.STARTING, reason
+                self.status[assignment.topic, number].restarts += 1
+            self._show(assignment, Condition.DENIED if denied else Condition.STARTING, reason)
             failures = 1 if trio.current_time() - started > 10 else failures + 1
             await trio.sleep(backoff(failures))
+
+    def _show(self, assignment: Assignment, condition: Condition, detail: str) -> None:
+        """Of all its partitions but those that stand still for a reason of their own."""
+        for number in assignment.partitions:
+            status = self.status[assignment.topic, number]
+            if status.condition not in STOPPED:
+                status.condition, status.detail = condition, detail
 
     async def _follow_leaders(self) -> None:
         while True:
@@ -241,14 +270,15 @@ class Session:
         self.upstreams: dict[int, Upstream] = {}
         self.ended = trio.Event()
         self.over = False  # the same, for the hot path
+        self.denied = False  # it ended because the service lacks a right
         self.source_topic: Topic | None = None
         self._placed: dict[int, tuple[int, Feeder]] = {}
         self._missing_since = math.inf  # when the source's metadata last ceased to have the topic
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, *, denied: bool = False) -> None:
         """End the session; what is in flight is nobody's business any more."""
         if not self.over:
-            self.reason = reason
+            self.reason, self.denied = reason, denied
             self.over = True
             self.ended.set()
 
@@ -328,6 +358,8 @@ class Session:
 
         async def one(number: int) -> None:
             status = self.link.status[self.assignment.topic, number]
+            if status.condition is Condition.REFUSED and trio.current_time() < status.retry_at:
+                return
             if number not in source_starts:
                 self._stop(number, Stop(Condition.MISSING, f"{self.link.source.name} has no such partition"))
                 return
@@ -348,6 +380,9 @@ class Session:
                     )
             except Stop as stop:
                 self._stop(number, stop)
+                if stop.condition is Condition.TARGET_LOST:
+                    scope = "" if self.assignment.mode == "ship" else self.link.source.name
+                    unit.lose(journal.Stream(target_info.topic.id, number, scope), stop.detail)
                 return
             partition.guard.expiration_ms = expiration_ms
             upstream.inherit(partition)
@@ -371,6 +406,11 @@ class Session:
         """A partition copies no further; what was taken is still written."""
         number = lane.partition.stream.partition
         self._stop(number, stop)
+        if stop.condition is Condition.REFUSED:
+            lane.status.retry_at = trio.current_time() + REFUSED_SECONDS
+        elif stop.condition is Condition.TARGET_LOST and self.unit is not None and self.journal is not None:
+            self.unit.lose(lane.partition.stream, stop.detail)
+            self.journal.offer()
         placed = self._placed.pop(number, None)
         if placed is not None:
             placed[1].remove(lane)
@@ -429,6 +469,9 @@ class Session:
                 self.journal.offer()
             if self.assignment.mode == "ship":
                 await self._delete_records()
+            statuses = [self.link.status[self.assignment.topic, number] for number in self.assignment.partitions]
+            if any(one.condition is Condition.REFUSED and one.retry_at < trio.current_time() for one in statuses):
+                self.fail("what was refused is tried again")
 
     async def _delete_records(self) -> None:
         wanted = {number: lane.deletable for number, lane in self.lanes.items() if lane.deletable > lane.deleted}
@@ -443,8 +486,11 @@ class Session:
             for leader, before in by_leader.items():
                 codes = await delete_records(self.link.target, self.assignment.topic, leader, before)
                 for number, code in codes.items():
+                    lane, right = self.lanes[number], lacking(code, on_topic("DELETE", self.assignment.topic))
                     if not code:
-                        self.lanes[number].deleted = before[number]
+                        lane.deleted = before[number]
+                    elif right:  # what was erased at the source is still here: it is not kept quiet
+                        lane.status.detail = f"{self.link.target.name}: records up to {before[number]} stay{right}"
         except (BrokerUnavailable, Refused):
             pass  # tried again with the next checkpoint
 

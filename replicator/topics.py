@@ -82,7 +82,12 @@ async def offsets(
                 by_leader.setdefault(found.partitions[number].leader, []).append(number)
         for leader, numbers in by_leader.items():
             asked = [{"partition_index": number, "timestamp": timestamp} for number in numbers]
-            message = {"isolation_level": int(committed), "topics": [{"name": topic, "partitions": asked}]}
+            # -1: a consumer; a replica would be told the log's very end.
+            message = {
+                "replica_id": -1,
+                "isolation_level": int(committed),
+                "topics": [{"name": topic, "partitions": asked}],
+            }
             try:
                 answer = await client.call(LIST_OFFSETS, {**message, "timeout_ms": 5000}, broker=leader)
             except BrokerUnavailable:

@@ -16,8 +16,9 @@ import trio
 
 from kafka_client import ClientError, ClusterClient
 from offset_sync.table import Table
+from replicator.following import Followed, Following
 from replicator.link import Assignment, Link, Mode, units
-from replicator.preflight import Problem
+from replicator.preflight import CHANGES_SILENTLY, Problem
 from replicator.prepare import NoSource, prepare
 from replicator.states import Status
 from runtime import logging
@@ -28,6 +29,8 @@ FOLLOW_SECONDS = 5.0
 RETRY_SECONDS = 2.0  # for those that could not be looked at
 FOLLOW_EACH = 0.05  # seconds a mirror at least: thousands of mirrors are looked at less often
 FOLLOWED_AT_ONCE = 8
+RULES_SECONDS = 30.0  # between two looks at a target's ACLs
+RULES_LOOK_SECONDS = 1.0  # until those of a new mirror are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Progress:
     target_id: bytes = bytes(16)  # zeros until it is known
     running: dict[int, Assignment] = field(default_factory=dict)
     altered: dict[str, str | None] = field(default_factory=dict)
+    rules: Followed = field(default_factory=Followed)  # ACLs and quotas, by whoever has the first unit
+    rules_at: float = -RULES_SECONDS  # trio time
     due: bool = True  # to be looked at as soon as may be
     following: trio.Lock = field(default_factory=trio.Lock)
 
@@ -77,6 +82,7 @@ class Replicator:
         allowed: Callable[[], bool] = lambda: True,
         rates: Mapping[tuple[str, str], float] | None = None,
         owner: str = "kfed",
+        follow_acls: bool = True,
     ) -> None:
         """`allowed` says whether this process's lease holds; `tables` gives (cluster, topic, partition) tables of
         sources, where not their own journals are to tell."""
@@ -85,6 +91,8 @@ class Replicator:
         self._allowed = allowed
         self._rates = dict(rates or {})
         self._owner = owner
+        self._follow_acls = follow_acls
+        self._following = Following()
         self.links: dict[tuple[str, str], Link] = {}
         self.mirrors: dict[Mirror, Progress] = {}
         self._nursery: trio.Nursery | None = None
@@ -96,6 +104,8 @@ class Replicator:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            if self._follow_acls:
+                nursery.start_soon(self._follow_rules)
             self._started.set()
             next_round = trio.current_time() + FOLLOW_SECONDS
             while True:
@@ -230,6 +240,11 @@ class Replicator:
         progress.partitions, progress.target_id = found.partitions, found.target_id
         if found.problems and not progress.running:
             return
+        silent = [str(one) for one in found.problems if one.setting in CHANGES_SILENTLY]
+        if silent:
+            link.hold(mirror.topic, "; ".join(silent))
+        else:
+            link.release(mirror.topic)
         await link.started()
         # From here on nothing waits: `own` may be called whenever something does.
         wanted = {
@@ -245,6 +260,26 @@ class Replicator:
             if number not in progress.running:
                 progress.running[number] = assignment
                 link.begin(assignment)
+
+    async def _follow_rules(self) -> None:
+        """ACLs of ships' targets, at a slow pace."""
+        while True:
+            for mirror, progress in list(self.mirrors.items()):
+                now = trio.current_time()
+                if mirror.mode != "ship" or 0 not in progress.running or now - progress.rules_at < RULES_SECONDS:
+                    continue
+                progress.rules_at = now
+                try:
+                    source, target = self._clusters[mirror.source], self._clusters[mirror.target]
+                except KeyError:
+                    continue
+                if not self._allowed():
+                    continue
+                progress.rules = await self._following.follow(source, target, mirror.topic)
+                await trio.lowlevel.checkpoint()  # where nobody had to be asked
+                for one in progress.rules.created:
+                    log.info("an ACL was followed", topic=mirror.topic, target=mirror.target, acl=one)
+            await trio.sleep(RULES_LOOK_SECONDS)
 
     # -- what it shows --------------------------------------------------------------------------------------------
 
