@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import trio
 
@@ -16,6 +17,7 @@ from proxy.session import responses
 from proxy.session.session import Session
 
 ANONYMOUS = "User:ANONYMOUS"
+RULES = 20.0  # seconds for what a cluster allows
 AWAY = 3.0  # seconds for a cluster that did not answer lately: whoever waits has more to ask on this connection
 
 
@@ -33,6 +35,7 @@ class SessionCall:
         self.client_id = session.client_id
         self.client_host = session.client.peer.rpartition(":")[0]
         self.federation: Federation = session.around.federation
+        self._silent: set[str] = set()  # clusters that were away when this request asked them
 
     def latest(self) -> View:
         return self._session.around.view()
@@ -97,9 +100,8 @@ class SessionCall:
     ) -> Message:
         session = self._session
         own = cluster == session.cluster
-        known = self.view.clusters.get(cluster)
-        if not own and known is not None and not known.snapshot.reachable:
-            timeout = min(timeout, AWAY)
+        if not own:
+            timeout = self._patience(cluster, timeout)
         try:
             with trio.fail_after(timeout):
                 if own and (broker is None or broker == await self._own_broker()):
@@ -110,10 +112,21 @@ class SessionCall:
                 return await session.around.identity.ask_as(
                     principal, self.client_host, cluster, key, request, broker=broker
                 )
+        except ClusterAway:
+            self._silent.add(cluster)
+            raise
         except trio.TooSlowError:
             if own:
                 raise CloseConnection(f"the broker did not answer within {timeout:g} s") from None
+            self._silent.add(cluster)
             raise ClusterAway(cluster, f"no answer within {timeout:g} s") from None
+
+    def _patience(self, cluster: str, timeout: float) -> float:
+        """Seconds to wait for another cluster. Raises ClusterAway: this request has waited for it in vain already."""
+        if cluster in self._silent:
+            raise ClusterAway(cluster, "it did not answer just now")
+        known = self.view.clusters.get(cluster)
+        return min(timeout, AWAY) if known is not None and not known.snapshot.reachable else timeout
 
     def _unknown_there(self, principal: str, cluster: str) -> bool:
         """Whether somebody without a login comes to a cluster that lets nobody in without one."""
@@ -144,13 +157,28 @@ class SessionCall:
         return {cluster: answers[cluster] for cluster in requests}
 
     async def decidable(self, cluster: str) -> bool:
-        return await self._session.around.identity.decidable(cluster)
+        with self._rules_of(cluster):
+            return await self._session.around.identity.decidable(cluster)
 
     async def visible(self, cluster: str, operation: int, resource_type: int, names: Iterable[str]) -> set[str]:
         wanted = set(names)
         principal = await self.principal()
         if self._unknown_there(principal, cluster):
             return set()
-        return await self._session.around.identity.visible(
-            principal, self.client_host, cluster, operation, resource_type, wanted
-        )
+        with self._rules_of(cluster):
+            return await self._session.around.identity.visible(
+                principal, self.client_host, cluster, operation, resource_type, wanted
+            )
+
+    @contextmanager
+    def _rules_of(self, cluster: str) -> Iterator[None]:
+        """Bounds a question about what a cluster allows. Raises ClusterAway."""
+        try:
+            with trio.fail_after(self._patience(cluster, RULES)):
+                yield
+        except ClusterAway:
+            self._silent.add(cluster)
+            raise
+        except trio.TooSlowError:
+            self._silent.add(cluster)
+            raise ClusterAway(cluster, "its rules cannot be read") from None

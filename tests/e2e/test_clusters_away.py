@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import trio
-from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from tests.fixtures.names import Names
 from tests.history.loads import create, java, librdkafka
@@ -121,6 +122,28 @@ async def test_the_default_cluster_is_away_at_the_start_and_comes_later(
             goes_through(federation, here)
 
         await trio.to_thread.run_sync(afterwards)
+
+
+async def test_topics_cannot_be_created_on_a_cluster_that_is_away_and_nobody_waits_long_for_that(
+    east: Cluster, late: Cluster, names: Names
+) -> None:
+    """The first question after the start, when nothing of the cluster is known: nor are its rules waited for."""
+
+    def run() -> None:
+        rules = [{"topics": ".*-late", "cluster": "late"}]
+        with run_federation([east, late], placement={"default": "east", "rules": rules}) as federation:
+            admin = AdminClient(federation.librdkafka())
+            there, here = names.topic("there") + "-late", names.topic("here")
+            started = time.monotonic()
+            futures = admin.create_topics([NewTopic(there, 1, 1), NewTopic(here, 1, 1)], request_timeout=30)
+            futures[here].result(30)
+            with pytest.raises(KafkaException) as refused:
+                futures[there].result(30)
+            assert refused.value.args[0].code() == KafkaError.REQUEST_TIMED_OUT
+            assert "late" in refused.value.args[0].str()
+            assert time.monotonic() - started < 10
+
+    await trio.to_thread.run_sync(run)
 
 
 async def test_a_cluster_goes_away_while_it_is_used(east: Cluster, late: Cluster, names: Names) -> None:
