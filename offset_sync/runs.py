@@ -107,6 +107,13 @@ class Runs:
             return None
         return Position(self._logical[index] + into, self._physical[index] + into)
 
+    def behind(self, physical: int) -> int:
+        """The logical offset behind the last record that lies below a physical one; 0 where there is none."""
+        index = bisect_right(self._physical, physical - 1) - 1
+        if index < 0:
+            return 0
+        return self._logical[index] + min(physical - self._physical[index], self._count[index])
+
     def linear(self, physical: int, count: int) -> int | None:
         """The logical offset at `physical` where one run holds all of the `count` records from there on."""
         index = bisect_right(self._physical, physical) - 1

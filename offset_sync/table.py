@@ -70,6 +70,20 @@ class Table:
             return Position(logical, own.physical + logical - own.logical)
         return self.runs.at_logical(logical) or own
 
+    def record_at(self, physical: int) -> Position | None:
+        """The first record that lies at a physical offset or behind it; None where there is none yet.
+
+        Own parts have holes we do not know: a position in one passes for a record.
+        """
+        own = self.own
+        if own is not None and physical >= own.physical:
+            return Position(own.logical + physical - own.physical, physical)
+        return self.runs.at_physical(physical) or own
+
+    def record_of(self, logical: int) -> Position | None:
+        """The same by logical offset."""
+        return self._at_logical(logical)
+
     def serves(self, first: int, last: int) -> bool:
         """Whether any record at physical offsets `first` to `last` may be shown: others are foreign."""
         if self.own is not None and last >= self.own.physical:
@@ -152,12 +166,9 @@ class Table:
     def trim(self, physical: int) -> bool:
         """This cluster's log begins at a physical offset: retention of its own. Returns whether anything was forgotten.
 
-        The log start becomes that of the next record here, and of the last one's successor where none is left.
+        The log start becomes the logical offset behind the last record that was deleted.
         """
-        if self.own is not None or self.runs.start is None or physical <= self.runs.start.physical:
-            return False
-        logical = self.logical(physical)
-        return logical is not None and self.raise_log_start(logical)
+        return self.own is None and self.raise_log_start(self.runs.behind(physical))
 
     def cut_from(self, physical: int) -> None:
         """The log lost everything from a physical offset on."""

@@ -10,7 +10,8 @@ open intents by the batches that are in the log (`judged`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from offset_sync.guard import Guard
 from offset_sync.table import Table
@@ -18,7 +19,18 @@ from offset_sync.varints import Damaged
 from replicator.core import Found, Recovered, judge
 from replicator.journal import CHUNK, GUARD, INTENT, STATE, TABLE, Intent, State, Stored, Stream
 
+SHIP = ""  # the scope of a ship's table; those of an exchange have their source's name
 _NUMBER_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What one partition on one cluster holds, at one moment: the log from `start` to `end` (the high watermark), and
+    by scope what mirrors wrote there, complete below `end`. Without a ship's entry the log is the topic's own."""
+
+    start: int
+    end: int
+    written: Mapping[str, Recovered]
 
 
 class Kept:
@@ -160,4 +172,4 @@ def _prefix(key: bytes) -> bytes:
     return key[1:-_NUMBER_BYTES]
 
 
-__all__ = ["Damaged", "Keeper", "Kept"]
+__all__ = ["SHIP", "Damaged", "Held", "Keeper", "Kept"]

@@ -7,7 +7,7 @@ complete when is said in `replicator.kept`; `held` is a complete answer for one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -22,7 +22,7 @@ from offset_sync.varints import Damaged
 from replicator import journal
 from replicator.core import Found, Recovered
 from replicator.journal import Stream
-from replicator.kept import Keeper, Kept
+from replicator.kept import SHIP, Held, Keeper, Kept
 from replicator.topics import EARLIEST, LATEST, READ_BYTES, RETRIABLE, LogReader, TopicInfo, describe, offsets
 from replicator.wire import FETCH, fetched
 from runtime import logging
@@ -31,7 +31,6 @@ log = logging.get(__name__)
 
 READ_SECONDS = 60.0  # for one partition of the journal, or one scan
 POLL_SECONDS = 0.5
-SHIP = ""  # the scope of a ship's table; those of an exchange have their source's name
 
 
 @dataclass(slots=True)
@@ -248,16 +247,6 @@ def _feed(keeper: Keeper, records: memoryview, end: int = -1) -> int:
 
 
 # -- for one moment ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What one partition on one cluster holds, at one moment: the log from `start` to `end` (the high watermark), and
-    by scope what mirrors wrote there, complete below `end`. Without a ship's entry the log is the topic's own."""
-
-    start: int
-    end: int
-    written: Mapping[str, Recovered]
 
 
 async def held(following: Following, client: ClusterClient, topic: str, partition: int, scopes: Sequence[str]) -> Held:
