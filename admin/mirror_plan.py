@@ -110,10 +110,8 @@ def choose(patterns: Iterable[str], known: Collection[str]) -> Choice:
 
 def topics_on(view: View, cluster: str) -> set[str]:
     """What the cluster has under names that the federation knows: served there, or a mirror's copy."""
-    snapshot = view.clusters[cluster].snapshot if cluster in view.clusters else None
     served = {name for name, one in view.topics.items() if one.cluster == cluster}
-    copies = {one.topic for one in view.mirrors.values() if cluster in (one.target, one.source)}
-    return served | (copies & snapshot.topics.keys() if snapshot is not None else set())
+    return served | {one.topic for one in view.mirrors.values() if cluster in (one.target, one.source)}
 
 
 def candidates(view: View, wish: Wish) -> set[str]:

@@ -17,6 +17,7 @@ NOBODY_AFTER = 20.0  # seconds a new mirror may be without a worker
 COPYING = frozenset({"running", "finishing"})
 # The condition of a mirror is that of its partitions which comes first here, after those that stop.
 _ORDER = (Condition.STARTING, Condition.COPYING, Condition.CAUGHT_UP)
+_BEGUN = frozenset({Condition.COPYING.value, Condition.CAUGHT_UP.value})
 _ANEW = frozenset({Condition.TRUNCATED, Condition.RECREATED, Condition.TARGET_LOST, Condition.OCCUPIED})
 
 
@@ -69,6 +70,27 @@ def condition(record: MirrorRecord, one: Seen, paused: bool) -> str:
     return next((word.value for word in _ORDER if word.value in found), Condition.STARTING.value)
 
 
+def waiting(facts: Facts, record: MirrorRecord, one: Seen) -> str | None:
+    """Why a mirror does not copy as a whole; None: it does. What waits for somebody begins with `stopped`."""
+    for number, part in sorted(one.partitions.items()):
+        if part.condition in STOPPED:
+            return (
+                f"stopped: partition {number} is {part.condition} ({part.detail}); {WAY_OUT[Condition(part.condition)]}"
+            )
+    if one.problems:
+        return f"stopped: {'; '.join(one.problems[:3])}"
+    if one.error:
+        return one.error
+    if not one.workers:
+        return "no replicator worker has taken it yet (kfed serve replicator, or replicator.workers)"
+    cluster = facts.view.clusters.get(record.source)
+    topic = cluster.snapshot.topics.get(record.topic) if cluster is not None else None
+    begun = [part for part in one.partitions.values() if part.condition in _BEGUN]
+    if len(begun) < max(len(topic.partitions) if topic is not None else 1, len(one.partitions)):
+        return "it is starting"
+    return None if record.target_id else "it is starting"
+
+
 def _lag(parts: Iterable[PartitionReport]) -> Document:
     parts = list(parts)
     behind = [max(part.end - part.position, 0) for part in parts if part.end >= 0 and part.position >= 0]
@@ -80,7 +102,8 @@ def _lag(parts: Iterable[PartitionReport]) -> Document:
     }
 
 
-def _line(record: MirrorRecord, one: Seen, paused: bool) -> Document:
+def _line(facts: Facts, record: MirrorRecord, one: Seen) -> Document:
+    paused = _paused(facts, record)
     made_by = "rule" if record.rule else f"operation {record.operation}" if record.operation else "operator"
     return {
         "topic": record.topic,
@@ -89,6 +112,7 @@ def _line(record: MirrorRecord, one: Seen, paused: bool) -> Document:
         "mode": record.mode,
         "state": record.state,
         "condition": condition(record, one, paused),
+        "waiting": waiting(facts, record, one) if record.state in COPYING and not paused else None,
         "lag": _lag(one.partitions.values()),
         "rate": one.rate,
         "workers": one.workers,
@@ -120,7 +144,7 @@ def document(facts: Facts, topic: str | None = None) -> Document:
     records = sorted(facts.view.mirrors.values(), key=lambda one: (one.topic, one.source, one.target))
     return {
         "mirrors": [
-            _line(one, known[one.target, one.topic, one.source], _paused(facts, one))
+            _line(facts, one, known[one.target, one.topic, one.source])
             for one in records
             if topic is None or one.topic == topic
         ]

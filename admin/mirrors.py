@@ -15,7 +15,7 @@ from typing import cast
 import msgspec
 import trio
 
-from admin.contract import Conflict, Document, Unavailable, Wrong
+from admin.contract import Conflict, Document, Wrong
 from admin.mirror_plan import (
     Edge,
     Wish,
@@ -28,28 +28,37 @@ from admin.mirror_plan import (
     topic_command,
 )
 from admin.mirror_plan import Wrong as WrongWish
+from admin.mirrored import seen, waiting
 from kafka_client import ClientError, ClusterClient
 from metadata_service.member import Member
 from metadata_service.mirrorkeeping import put_mirrors
-from metadata_service.models import MIRRORS_CHANGED, REPORTS, MirrorRecord, ReportRecord, mirror_key
+from metadata_service.models import (
+    ASSIGNMENTS,
+    MIRRORS_CHANGED,
+    REPORTS,
+    AssignmentRecord,
+    MirrorRecord,
+    ReportRecord,
+    mirror_key,
+)
 from metadata_service.records import read_all, settle
-from metadata_service.store.contract import Store
+from metadata_service.status import Facts
 from metadata_service.view import View
 from offset_sync.varints import Damaged
 from replicator.preflight import Problem
 from replicator.prepare import Judged, NoSource, judge
-from replicator.states import STOPPED, WAY_OUT, Condition
+from replicator.states import Condition
 from replicator.tables import SHIP, Following
 from replicator.topics import EARLIEST, LATEST, offsets
 
 JUDGED_AT_ONCE = 8
-JUDGE_SECONDS = 30.0  # for one mirror
-BEGIN_SECONDS = 90.0
-REMOVE_SECONDS = 60.0
+JUDGE_SECONDS = 12.0  # for one mirror
+# A request has to be answered in time: who wants to wait longer looks at the mirrors again and again.
+BEGIN_SECONDS = 8.0
+REMOVE_SECONDS = 8.0
 POLL = 0.25
 TRIES = 5
 HISTORY_MIRRORS = 100
-BEGUN = frozenset({Condition.COPYING.value, Condition.CAUGHT_UP.value})
 
 
 @dataclass(slots=True)
@@ -96,7 +105,7 @@ class CreatePlan:
     mirrors: list[Planned]
     problems: list[str]
     view: View
-    seen: int  # the revision of MIRRORS_CHANGED it was judged at
+    revision: int  # the revision of MIRRORS_CHANGED it was judged at
 
     def all_problems(self) -> list[str]:
         return [*self.problems, *(text for one in self.mirrors for text in one.problems)]
@@ -217,19 +226,18 @@ async def _occupied(view: View, one: Planned, source: ClusterClient, target: Clu
 
 
 async def create(member: Member, wish: Wish) -> tuple[CreatePlan, Document]:
-    """Judge, write the records, and wait until everything copies. With problems nothing is done.
+    """Judge, write the records, and wait a moment for everything to copy. With problems nothing is done.
 
     Raises:
         WrongWish, StoreError. Conflict: others create mirrors at the same time, again and again.
-        Unavailable: the mirrors are there, but have not begun to copy in time; the message says which and why.
     """
     for _ in range(TRIES):
         plan = await plan_create(member, wish)
         if plan.all_problems():
             return plan, plan.document()
         if await _commit(member, plan):
-            await wait_begun(member, [one.edge for one in plan.mirrors])
-            return plan, {**plan.document(), "applied": True}
+            left = await wait_begun(member, [one.edge for one in plan.mirrors])
+            return plan, {**plan.document(), "applied": True, "waiting": left}
     raise Conflict("mirrors are being created by others; look at the plan again")
 
 
@@ -239,7 +247,7 @@ async def _commit(member: Member, plan: CreatePlan) -> bool:
     for one in plan.mirrors:
         by_topic.setdefault(one.edge.topic, []).append(one)
     rates = dict.fromkeys(plan.wish.pairs(), plan.wish.rate)
-    seen = plan.seen
+    changed = plan.revision
     for topic, some in by_topic.items():
         records = [
             MirrorRecord(
@@ -254,64 +262,37 @@ async def _commit(member: Member, plan: CreatePlan) -> bool:
         ]
         if not records and plan.wish.rate is None:
             continue
-        if not await put_mirrors(member.store, member.view, records, rates, seen):
+        if not await put_mirrors(member.store, member.view, records, rates, changed):
             return False
         found = await member.store.get(MIRRORS_CHANGED)
-        seen = found.mod_revision if found is not None else 0
+        changed = found.mod_revision if found is not None else 0
     return True
 
 
-async def wait_begun(member: Member, edges: list[Edge], seconds: float = BEGIN_SECONDS) -> None:
-    """Returns when every partition of these mirrors copies. Raises Unavailable, StoreError."""
-    waiting: Mapping[Edge, str] = {}
-    with trio.move_on_after(seconds):
-        while True:
-            waiting = await _not_begun(member.store, member.view, edges)
-            if not waiting:
-                return
-            stopped = [text for text in waiting.values() if text.startswith("stopped")]
-            if stopped and len(stopped) == len(waiting):
-                break
-            await trio.sleep(POLL)
-    text = "; ".join(f"{edge}: {why}" for edge, why in list(waiting.items())[:5])
-    raise Unavailable(f"the mirrors are created, but do not copy yet: {text}; see kfed mirrors and kfed doctor")
+async def wait_begun(member: Member, edges: list[Edge], seconds: float = BEGIN_SECONDS) -> dict[str, str]:
+    """Returns when every partition of these mirrors copies, or `seconds` are over: those that do not, and why.
 
-
-async def _not_begun(store: Store, view: View, edges: list[Edge]) -> dict[Edge, str]:
-    """Those that do not copy, and why."""
-    reports: dict[Edge, list[ReportRecord]] = {}
-    for key, one in (await read_all(store, REPORTS, ReportRecord)).items():
-        target, topic, source = key.split("/")[-3:]
-        reports.setdefault(Edge(topic, source, target), []).append(one)
-    out: dict[Edge, str] = {}
-    for edge in edges:
-        if (why := _why_not(view, edge, reports.get(edge, []))) is not None:
-            out[edge] = why
-    return out
-
-
-def _why_not(view: View, edge: Edge, reports: list[ReportRecord]) -> str | None:
-    """Why a mirror does not copy whole; None: it does."""
-    record = existing(view, edge)
-    if record is None:
-        return "it is not in the view yet"
-    if not reports:
-        return "no replicator worker has taken it yet (kfed serve replicator, or replicator.workers)"
-    problems = [text for one in reports for text in one.problems]
-    errors = [one.error for one in reports if one.error]
-    parts = {number: part for one in reports for number, part in one.partitions.items()}
-    for number, part in sorted(parts.items()):
-        if part.condition in STOPPED:
-            way_out = WAY_OUT[Condition(part.condition)]
-            return f"stopped: partition {number} is {part.condition} ({part.detail}); {way_out}"
-    if problems or errors:
-        return "; ".join([*problems, *errors][:3])
-    cluster = view.clusters.get(edge.source)
-    topic = cluster.snapshot.topics.get(edge.topic) if cluster is not None else None
-    starting = [number for number, part in parts.items() if part.condition not in BEGUN]
-    if starting or len(parts) < (len(topic.partitions) if topic is not None else 1):
-        return "it is starting"
-    return None if record.target_id else "its target is not known yet"
+    Raises StoreError.
+    """
+    deadline = trio.current_time() + seconds
+    while True:
+        view, store = member.view, member.store
+        facts = Facts(
+            view,
+            assignments=await read_all(store, ASSIGNMENTS, AssignmentRecord),
+            reports=await read_all(store, REPORTS, ReportRecord),
+        )
+        known = seen(facts)
+        left: dict[str, str] = {}
+        for edge in edges:
+            record = existing(view, edge)
+            if record is None:
+                left[str(edge)] = "it is not in the view yet"
+            elif (why := waiting(facts, record, known[record.target, record.topic, record.source])) is not None:
+                left[str(edge)] = why
+        if not left or trio.current_time() >= deadline or any(why.startswith("stopped") for why in left.values()):
+            return left
+        await trio.sleep(POLL)
 
 
 # -- removing ---------------------------------------------------------------------------------------------------------
@@ -370,10 +351,10 @@ def plan_remove(view: View, wish: Wish, delete_copy: bool) -> RemovePlan:
 
 
 async def remove(member: Member, wish: Wish, delete_copy: bool) -> Document:
-    """Have mirrors removed, and wait until their records are gone. With problems nothing is done.
+    """Have mirrors removed, and wait a moment for their records to go. With problems nothing is done.
 
     Raises:
-        WrongWish, StoreError. Unavailable: it takes longer; it goes on by itself.
+        WrongWish, StoreError.
     """
     plan = plan_remove(member.view, wish, delete_copy)
     if plan.problems:
@@ -390,9 +371,8 @@ async def remove(member: Member, wish: Wish, delete_copy: bool) -> Document:
     with trio.move_on_after(REMOVE_SECONDS):
         while not gone(member.view):
             await member.following.changed(member.view)
-        return {**plan.document(), "applied": True}
-    waits = "which waits for a controller or a cluster and goes on by itself: see kfed mirrors"
-    raise Unavailable(f"the mirrors are being removed, {waits}")
+    left = {} if gone(member.view) else {"removal": "it waits for a worker, the controller or a cluster"}
+    return {**plan.document(), "applied": True, "waiting": left}
 
 
 def _replace(by: MirrorRecord) -> Callable[[MirrorRecord | None], MirrorRecord | None]:
@@ -442,11 +422,7 @@ async def create_asked(member: Member, body: Mapping[str, object], apply: bool, 
         if not apply:
             return (await plan_create(member, wish)).document()
         what = f"mirror create {described(wish)}"
-        try:
-            plan, document = await create(member, wish)
-        except Unavailable as error:
-            await record(what, {}, {"created": True, "waiting": str(error)})
-            raise
+        plan, document = await create(member, wish)
     except WrongWish as error:
         raise Wrong(str(error)) from None
     if document["applied"]:
@@ -464,11 +440,7 @@ async def remove_asked(member: Member, body: Mapping[str, object], apply: bool, 
         if not apply:
             return plan_remove(member.view, wish, delete_copy).document()
         what = f"mirror remove {described(wish)}"
-        try:
-            document = await remove(member, wish, delete_copy)
-        except Unavailable as error:
-            await record(what, {"delete_copy": delete_copy}, {"waiting": str(error)})
-            raise
+        document = await remove(member, wish, delete_copy)
     except WrongWish as error:
         raise Wrong(str(error)) from None
     if document["applied"]:

@@ -102,6 +102,7 @@ _MIRRORS = {
 _MIRROR_PLAN = {
     "problems": "sentences that name the way out; with any, nothing is done",
     "applied": "whether it was done",
+    "waiting": "mirror -> what it still waits for, after a few seconds; `GET /mirrors` says more",
 }
 
 _CONFIGURATION = "a configuration file as JSON; only `clusters` and `placement` are looked at"
@@ -139,7 +140,7 @@ ROUTES = (
     Route(
         "POST",
         "/mirror/create",
-        "Create mirrors, and return when they copy; a plan unless `apply`",
+        "Create mirrors, and return when they copy, or after a few seconds; a plan unless `apply`",
         lambda office, asked: office.mirror_create(asked.body, asked.flag("apply"), asked.by),
         gives={
             "mirrors": "list of `{topic, source, target, mode, partitions, target_topic, expand_to, configuration, "
@@ -154,7 +155,7 @@ ROUTES = (
     Route(
         "POST",
         "/mirror/remove",
-        "Remove mirrors, and return when they are gone; a plan unless `apply`",
+        "Remove mirrors, and return when they are gone, or after a few seconds; a plan unless `apply`",
         lambda office, asked: office.mirror_remove(asked.body, asked.flag("apply"), asked.by),
         gives={
             "mirrors": "list of `{topic, source, target, mode, copy}`; `copy`: what becomes of the target's topic",

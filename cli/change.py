@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from cli import output, tables
 from cli.show import ask
 from cli.usage import DEFAULT_FILE, DONE, FAILED, Usage, settings_of
 from runtime.settings import Settings
+
+MIRROR_SECONDS = 90.0  # a mirror may take to begin, or to be removed
+MIRROR_PAUSE = 0.5
 
 
 def run(options: argparse.Namespace) -> int:
@@ -81,11 +85,32 @@ def _mirror(options: argparse.Namespace) -> int:
     else:
         body["delete_copy"] = options.delete_copy
     result = ask(options, f"mirror/{options.action}", "POST", body)
+    if result["applied"] and result["waiting"]:
+        _until_done(options, result)
     if options.json:
         output.document(result)
     else:
         tables.mirror_plan(result)
-    return FAILED if result["problems"] else DONE
+    return FAILED if result["problems"] or result.get("waiting") else DONE
+
+
+def _until_done(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Look again and again, for MIRROR_SECONDS at most; `waiting` is then what is left."""
+    wanted = {(one["topic"], one["source"], one["target"]) for one in result["mirrors"]}
+    deadline = time.monotonic() + MIRROR_SECONDS
+    while result["waiting"] and time.monotonic() < deadline:
+        if any(why.startswith("stopped") for why in result["waiting"].values()):
+            return
+        time.sleep(MIRROR_PAUSE)
+        left: dict[str, str] = {}
+        for one in ask(options, "mirrors")["mirrors"]:
+            if (one["topic"], one["source"], one["target"]) in wanted:
+                name = f"{one['topic']} {one['source']} -> {one['target']}"
+                if options.action == "remove":
+                    left[name] = f"it is {one['state']}"
+                elif one["waiting"]:
+                    left[name] = one["waiting"]
+        result["waiting"] = left
 
 
 def _export(options: argparse.Namespace) -> int:

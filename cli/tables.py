@@ -184,6 +184,10 @@ def mirror_plan(document: Document) -> None:
         print("\nNothing is done, because of this:")
         for problem in document["problems"]:
             print(f"- {text(problem)}")
+    elif document.get("waiting"):
+        print("\nIt is recorded and goes on by itself, but is not done yet (kfed mirrors, kfed doctor):")
+        for name, why in document["waiting"].items():
+            print(f"- {name}: {text(why)}")
     else:
         print("\nDone." if document["applied"] else "\nNothing was changed; do it with --apply.")
 

@@ -134,6 +134,13 @@ def creation(source: Mapping[str, str | None], changed: set[str], *, max_message
     return {**out, **SHIPPING, "max.message.bytes": str(max(size, DEFAULT_MAX_MESSAGE))}
 
 
+def joining(source: Mapping[str, str | None], changed: set[str]) -> dict[str, str]:
+    """The configuration to create a member of an exchange with: clients write to it as to the source, so it takes what
+    that takes."""
+    names = {*FOLLOWED, *SHIPPING, "max.message.bytes", "min.insync.replicas"} & changed
+    return {name: value for name in sorted(names) if (value := source.get(name)) is not None}
+
+
 def drift(source: Mapping[str, str | None], target: Mapping[str, str | None]) -> dict[str, str | None]:
     """What to alter on the target so that it follows the source.
 

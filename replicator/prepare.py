@@ -18,7 +18,7 @@ from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from kafka_wire.records import values_batch
 from metadata_service.stubs import CLOSED
-from replicator.preflight import FOREVER, Problem, creation, drift, problems
+from replicator.preflight import FOREVER, Problem, creation, drift, joining, problems
 from replicator.rights import DENIED, lacking, on_topic
 from replicator.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
 from replicator.wire import ACKS_ALL, PRODUCE
@@ -116,7 +116,8 @@ async def judge(
     count = len(theirs.partitions)
     wanted = await configs(source, topic)
     limit = {"max.message.bytes": str(max_message)} if max_message is not None else {}
-    new = creation(wanted.values, set(wanted.changed), max_message=max_message)
+    changed = set(wanted.changed)
+    new = creation(wanted.values, changed, max_message=max_message) if ship else joining(wanted.values, changed)
     ours = (await describe(target, [topic])).get(topic)
     if ours is None:
         values = await _trial(target, topic, count, new) if trial else None

@@ -39,10 +39,12 @@ def partition_report(status: Status, now: float) -> PartitionReport:
     )
 
 
-def report(progress: Progress, statuses: Mapping[int, Status], rate: float, now: float) -> ReportRecord:
-    """What is said of a mirror. `rate`: bytes a second; `now`: Unix seconds."""
+def report(
+    progress: Progress, statuses: Mapping[int, Status], rate: float, now: float, missing: bool = False
+) -> ReportRecord:
+    """What is said of a mirror. `rate`: bytes a second; `now`: Unix seconds; `missing`: its source has no topic."""
     partitions = {number: partition_report(one, now) for number, one in sorted(statuses.items())}
-    if not partitions and progress.no_source:
+    if not partitions and missing:
         gone = PartitionReport(condition=Condition.MISSING.value, position=-1, end=-1, detail=progress.error)
         partitions = {0: gone}
     return ReportRecord(
@@ -90,7 +92,7 @@ class Reporting:
             since, before = self._bytes.get(mirror, (moment, copied))
             sums[mirror] = moment, copied
             rate = max(copied - before, 0) / (moment - since) if moment > since else 0.0
-            out[mirror] = report(progress, mine, rate, now)
+            out[mirror] = report(progress, mine, rate, now, self._replicator.missing(progress))
         self._bytes = sums
         return out
 

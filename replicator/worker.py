@@ -6,6 +6,7 @@ What is copied here is given from outside, unit by unit (`own`): who owns which 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Protocol
 import trio
 
 from kafka_client import ClientError, ClusterClient
+from kafka_client.cluster import backoff
 from offset_sync.table import Table
 from replicator.following import Followed, Following
 from replicator.link import Assignment, Link, Mode, units
@@ -26,7 +28,8 @@ from runtime import logging
 log = logging.get(__name__)
 
 FOLLOW_SECONDS = 5.0
-RETRY_SECONDS = 2.0  # for those that could not be looked at
+RETRY_SECONDS = 3.0  # at most, until one that could not be looked at is tried again
+MISSING_SECONDS = 8.0  # without its source's topic until a mirror says so: it may be just being created
 FOLLOW_EACH = 0.05  # seconds a mirror at least: thousands of mirrors are looked at less often
 FOLLOWED_AT_ONCE = 8
 RULES_SECONDS = 30.0  # between two looks at a target's ACLs
@@ -52,7 +55,8 @@ class Progress:
     partitions: int = 0
     problems: tuple[Problem, ...] = ()
     error: str = ""
-    no_source: bool = False  # the source had no such topic when it was last looked at
+    failures: int = 0  # to look at both sides, since it last succeeded
+    without_source: float = math.inf  # since when (trio's clock) the source has no such topic
     target_id: bytes = bytes(16)  # zeros until it is known
     running: dict[int, Assignment] = field(default_factory=dict)
     altered: dict[str, str | None] = field(default_factory=dict)
@@ -117,13 +121,9 @@ class Replicator:
                 for progress in list(self.mirrors.values()):
                     if progress.due and not progress.following.locked():
                         nursery.start_soon(self._follow, progress)
-                failed = [one for one in self.mirrors.values() if one.error]
                 pause = max(next_round - trio.current_time(), 0.0) if self.mirrors else float("inf")
-                with trio.move_on_after(min(pause, RETRY_SECONDS) if failed else pause) as slept:
+                with trio.move_on_after(pause):
                     await self._wake.wait()
-                if slept.cancelled_caught:
-                    for progress in failed:
-                        progress.due = True
 
     async def add(self, mirror: Mirror, owns: Callable[[int], bool] = lambda _: True) -> Progress:
         """Begin, or own other units from now on; `owns` says which. The target is made to fit first."""
@@ -212,6 +212,13 @@ class Replicator:
     async def _follow(self, progress: Progress) -> None:
         async with progress.following, self._room:
             await self._look(progress)
+        if progress.error:
+            progress.failures += 1
+            await trio.sleep(min(backoff(progress.failures), RETRY_SECONDS))
+            progress.due = True
+            self._wake.set()
+        else:
+            progress.failures = 0
 
     @staticmethod
     async def _looked(progress: Progress, looked: trio.Event) -> None:
@@ -233,9 +240,11 @@ class Replicator:
             progress.error = f"there is no cluster {error}"
             return
         except ClientError as error:
-            progress.error, progress.no_source = str(error), isinstance(error, NoSource)
+            progress.error = str(error)
+            missing = isinstance(error, NoSource)
+            progress.without_source = min(progress.without_source, trio.current_time()) if missing else math.inf
             return  # what runs goes on: a source that cannot be asked now has a state of its own
-        progress.error, progress.no_source, progress.problems = "", False, found.problems
+        progress.error, progress.without_source, progress.problems = "", math.inf, found.problems
         progress.altered.update(found.altered)
         progress.partitions, progress.target_id = found.partitions, found.target_id
         if found.problems and not progress.running:
@@ -280,6 +289,11 @@ class Replicator:
                 for one in progress.rules.created:
                     log.info("an ACL was followed", topic=mirror.topic, target=mirror.target, acl=one)
             await trio.sleep(RULES_LOOK_SECONDS)
+
+    @staticmethod
+    def missing(progress: Progress) -> bool:
+        """Whether the source has lost its topic, and this is not about to be mended."""
+        return trio.current_time() - progress.without_source > MISSING_SECONDS
 
     # -- what it shows --------------------------------------------------------------------------------------------
 
