@@ -108,7 +108,6 @@ def _add(into: Document, piece: Document) -> None:
         return
     into.setdefault("from", piece["from"])
     into["to"] = piece["to"]
-    into["left_out"] += piece["left_out"]
     into["not_compared"] += piece["not_compared"]
     known = {one["start"]: one for one in buckets}
     for one in piece["buckets"]:
@@ -129,6 +128,7 @@ def _add(into: Document, piece: Document) -> None:
                 findings.append(one)
             else:
                 into["left_out"] += 1
+    into["left_out"] += piece["left_out"]
 
 
 def _joined(last: Document, one: Document) -> bool:
