@@ -240,10 +240,10 @@ async def read_journal(target: ClusterClient, partition: int, identity: Identity
     return contents
 
 
-async def scan(target: ClusterClient, topic: str, partition: int, start: int, identity: Identity) -> Tail:
+async def scan(target: ClusterClient, info: TopicInfo, partition: int, start: int, identity: Identity) -> Tail:
     """The batch headers of a target partition from `start` on, up to our fence. Raises Refused."""
     tail = Tail(start)
-    reader = LogReader(target, topic, partition, start, seconds=SCAN_SECONDS)
+    reader = LogReader(target, info.topic.name, partition, start, seconds=SCAN_SECONDS, info=info)
     while True:
         part = await reader.next()
         for one in walk(part):

@@ -15,6 +15,7 @@ from replicator.wire import FETCH, Fetched, FetchSession, Place, Wanted
 
 MAX_WAIT_MS = 250
 SKIPPED_WAIT_MS = 10
+PIECE_BYTES = 64 << 10  # the least that a limited link asks for at once
 RESPONSE_BYTES = 16 << 20
 WAITING_BYTES = 192 << 20  # of everything this broker's partitions have fetched and not written
 ANSWER_SECONDS = 30.0
@@ -41,6 +42,10 @@ class Limit:
     def __init__(self, rate: float | None) -> None:
         self.rate = rate
         self._free_at = 0.0
+
+    def piece(self, most: int) -> int:
+        """Bytes to ask for at once, so that what comes is spread over a second."""
+        return most if self.rate is None else min(most, max(int(self.rate / 4), PIECE_BYTES))
 
     async def spend(self, size: int) -> None:
         if self.rate is None or not size:
@@ -120,7 +125,9 @@ class Feeder:
                 continue
             # Where a partition is left out for now, the others' silence must not hold it back.
             frame = session.request(
-                wanted, max_wait_ms=SKIPPED_WAIT_MS if skipped else MAX_WAIT_MS, max_bytes=RESPONSE_BYTES
+                wanted,
+                max_wait_ms=SKIPPED_WAIT_MS if skipped else MAX_WAIT_MS,
+                max_bytes=self._limit.piece(RESPONSE_BYTES),
             )
             ticket = await connection.send(frame)
             error, answers = session.answer(await connection.receive(ticket, ANSWER_SECONDS))

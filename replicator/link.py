@@ -372,7 +372,7 @@ class Session:
                         self.assignment,
                         identity,
                         contents,
-                        target_info.topic,
+                        target_info,
                         source_info,
                         upstream.table,
                         found,

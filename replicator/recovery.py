@@ -12,7 +12,6 @@ from replicator.core import Identity, Inconsistent, Partition, recover
 from replicator.journal import Contents, Stored, Stream
 from replicator.states import Condition, Status, Stop
 from replicator.topics import TopicInfo
-from replicator.wire import Topic
 
 if TYPE_CHECKING:
     from replicator.link import Assignment, Link
@@ -40,7 +39,7 @@ async def found_partition(
     assignment: Assignment,
     identity: Identity,
     contents: Contents,
-    target: Topic,
+    target: TopicInfo,
     source_info: TopicInfo,
     source: Table,
     found: Found,
@@ -52,7 +51,7 @@ async def found_partition(
         Stop: it must not be copied.
     """
     exclusive = assignment.mode == "ship"
-    stream = Stream(target.id, found.number, "" if exclusive else link.source.name)
+    stream = Stream(target.topic.id, found.number, "" if exclusive else link.source.name)
     stored = contents.streams.get(stream, Stored())
     state = stored.state
     if stored.lost:
@@ -66,7 +65,7 @@ async def found_partition(
         moved = state.source not in ("", link.source.name)
         if not moved and state.source_id not in (bytes(16), source_info.topic.id):
             raise Stop(Condition.RECREATED, f"{assignment.topic!r} had another topic id")
-    tail = await scan(link.target, assignment.topic, found.number, start, identity)
+    tail = await scan(link.target, target, found.number, start, identity)
     if state is None and exclusive and tail.batches:
         raise Stop(Condition.OCCUPIED, f"records from {tail.batches[0].offset} on are not ours")
     try:

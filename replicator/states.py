@@ -42,7 +42,7 @@ WAY_OUT = {
     Condition.RECREATED: "remove the mirror and create it again; the target keeps the old topic's records till then",
     Condition.MISSING: "remove the mirror, or create the source's topic",
     Condition.OCCUPIED: "choose an empty target, or rebuild it in place",
-    Condition.TARGET_LOST: "rebuild the copy",
+    Condition.TARGET_LOST: "rebuild the copy: with its topic deleted, it is made and filled anew",
     Condition.CORRUPT: "let the source's replicas be repaired; deleting records up to the batch goes on behind it",
     Condition.REFUSED: "widen the target's limits (max.message.bytes, message.timestamp.*.max.ms)",
 }

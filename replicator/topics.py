@@ -124,8 +124,11 @@ class LogReader:
         seconds: float,
         committed: bool = False,
         read_bytes: int = READ_BYTES,
+        info: TopicInfo | None = None,
     ) -> None:
         """`seconds` is the time for all of it, `read_bytes` about the size of one answer.
+
+        `info` is what is known of the topic already.
 
         With `committed` it ends at the last stable offset, and `aborted` are the aborted transactions of what was read
         last, as (producer id, first offset).
@@ -138,7 +141,7 @@ class LogReader:
         self._topic = topic
         self._partition = partition
         self._deadline = trio.current_time() + seconds
-        self._info: TopicInfo | None = None
+        self._info = info
         self._failures = 0
 
     async def next(self, wait_ms: int = 100) -> memoryview:
