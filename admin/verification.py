@@ -84,7 +84,7 @@ class Verification:
         size = 0
         deadline = trio.current_time() + BUDGET
         with trio.move_on_after(WAIT) as waited:
-            while trio.current_time() < deadline:
+            while not pieces or trio.current_time() < deadline:
                 key = next((one for one in sorted(mirrors) if cursor is None or one >= cursor.mirror), None)
                 if key is None:
                     return _answer(pieces, size, None)
@@ -130,7 +130,7 @@ class Verification:
         following = _Cursor(cursor.mirror, number + 1, None) if number + 1 < auditor.partitions else None
         report = Report(asked.bucket * 1000, MAX_FINDINGS)
         try:
-            seconds = max(deadline - trio.current_time(), 0.1)
+            seconds = max(deadline - trio.current_time(), 0.0)
             step = await auditor.step(number, reach, report, seconds=seconds)
         except Problem as problem:
             return {**head, "done": True, "problem": str(problem)}, 0, following

@@ -115,7 +115,7 @@ class Auditor:
         self._since = since
         self._source_table = source_table
         self._limit = Limit(rate)
-        self._read_bytes = read_bytes if rate is None else max(min(read_bytes, int(rate / 2)), LEAST_READ)
+        self._read_bytes = read_bytes if rate is None else min(read_bytes, max(int(rate / 2), LEAST_READ))
         self._known: _Known | None = None
 
     async def prepare(self) -> None:
