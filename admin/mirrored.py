@@ -26,10 +26,14 @@ class Seen:
     """A mirror as its workers say."""
 
     partitions: dict[int, PartitionReport] = field(default_factory=dict)
-    workers: list[str] = field(default_factory=list)
+    units: dict[int, str] = field(default_factory=dict)  # the worker, by unit
     rate: float = 0.0
     problems: list[str] = field(default_factory=list)
     error: str = ""
+
+    @property
+    def workers(self) -> list[str]:
+        return sorted(set(self.units.values()))
 
     def add(self, one: ReportRecord) -> None:
         self.partitions.update(one.partitions)
@@ -46,10 +50,9 @@ def seen(facts: Facts) -> dict[tuple[str, str, str], Seen]:
         if (one := out.get((target, topic, source))) is not None:
             one.add(report)
     for key, assignment in sorted(facts.assignments.items()):
-        target, topic, source, _ = key.split("/")
-        worker = f"{assignment.instance}/{assignment.worker}"
-        if (one := out.get((target, topic, source))) is not None and worker not in one.workers:
-            one.workers.append(worker)
+        target, topic, source, number = key.split("/")
+        if (one := out.get((target, topic, source))) is not None:
+            one.units[int(number)] = f"{assignment.instance}/{assignment.worker}"
     return out
 
 
@@ -116,6 +119,7 @@ def _line(facts: Facts, record: MirrorRecord, one: Seen) -> Document:
         "lag": _lag(one.partitions.values()),
         "rate": one.rate,
         "workers": one.workers,
+        "units": {str(number): worker for number, worker in sorted(one.units.items())},
         "made_by": made_by,
         "created": record.created,
         "target_id": record.target_id or None,

@@ -222,6 +222,7 @@ class Sharing:
             if not registration.fresh or not registration.lease:
                 return
             await self._introduce(registration.lease)
+            return  # those who begin at the same time see each other first
         await self._recognise()
         units = units_of(view, self._known)
         self._mirrors |= {unit: one.mirror for unit, one in units.items()}
