@@ -60,6 +60,9 @@ class Office(Protocol):
     async def mirror_remove(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
         """Likewise for removing them. Returns when they are gone."""
 
+    async def offset(self, topic: str, partition: int, offset: int, source: str, target: str) -> Document:
+        """The offset on cluster `target` of the record at an offset on `source`, both physical."""
+
     async def proxies(self) -> Document: ...
 
     async def operations(self) -> Document: ...

@@ -14,6 +14,7 @@ import trio
 from admin import mirrored, mirrors
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
 from admin.core import Core
+from admin.offsets import Offsets
 from admin.verification import Verification
 from admin.workers import Workers
 from metadata_service import deciding, doctor, models, seeding
@@ -59,6 +60,7 @@ class FederationOffice:
         self._reasons = reasons
         self._known: Facts | None = None
         self._verification = Verification()
+        self._offsets = Offsets()
         for name in ("kfed_view_age_seconds", "kfed_store_lag_seconds"):
             metrics.gauge(name, self._of_member(lambda member: member.following.age()))
         metrics.gauge("kfed_leader", lambda: float(core.controller is not None and core.controller.leading))
@@ -208,6 +210,10 @@ class FederationOffice:
         member, _ = self._open()
         with _store_errors():
             return await mirrors.remove_asked(member, asked, apply, partial(self._record, by))
+
+    async def offset(self, topic: str, partition: int, offset: int, source: str, target: str) -> Document:
+        member, _ = self._open()
+        return await self._offsets.answer(member, topic, partition, offset, source, target)
 
     # -- configuration --------------------------------------------------------------------------------------------
 

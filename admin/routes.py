@@ -85,6 +85,20 @@ async def _group_home(office: Office, asked: Asked) -> Document:
     return await office.group_home(asked.path["name"], cluster, asked.by)
 
 
+async def _offset(office: Office, asked: Asked) -> Document:
+    numbers = []
+    for key in ("partition", "offset"):
+        if not asked.path[key].isdecimal() or len(asked.path[key]) > 18:
+            raise Wrong(f"{key}: a whole number, not below 0")
+        numbers.append(int(asked.path[key]))
+    clusters = []
+    for key in ("from", "to"):
+        if not asked.query.get(key):
+            raise Wrong(f"{key}: the name of a cluster is needed")
+        clusters.append(asked.query[key])
+    return await office.offset(asked.path["topic"], numbers[0], numbers[1], clusters[0], clusters[1])
+
+
 async def _import(office: Office, asked: Asked) -> Document:
     exported = asked.object("export")
     if not asked.flag("apply"):
@@ -163,6 +177,23 @@ ROUTES = (
         },
         takes={**_MIRRORS, "delete_copy": "true: delete the targets' topics as well"},
         changes=True,
+    ),
+    Route(
+        "GET",
+        "/offsets/{topic}/{partition}/{offset}",
+        "The offset on one cluster of the record at an offset on another, both physical",
+        _offset,
+        gives={
+            "offset": "where the record lies on `to`; at a position without a record: where the next one does",
+            "exact": "whether a record lies at the offset that was asked, and this is where that one is",
+            "end": "true: there is no record there or behind it yet; the next one will lie at `offset` or behind it",
+            "topic": "as asked",
+            "partition": "as asked",
+            "from": "`{cluster, offset}`",
+            "to": "`{cluster, offset}`",
+            "via": "clusters on the way, where no mirror joins the two",
+        },
+        query={"from": "the cluster whose offset is asked", "to": "the cluster whose offset is wanted"},
     ),
     Route("GET", "/operations", "Operations, running and past", lambda office, _: office.operations()),
     Route("GET", "/operations/{id}", "One operation", lambda office, asked: office.operation(asked.path["id"])),

@@ -83,6 +83,15 @@ def parser() -> argparse.ArgumentParser:
     import_ = actions.add_parser("import", help="replace what the store holds; a plan without --apply")
     import_.add_argument("file", metavar="FILE", help="an export")
 
+    offsets = command("offsets", "offsets of the very same record on different clusters")
+    actions = offsets.add_subparsers(dest="action", metavar="ACTION", required=True)
+    translate = actions.add_parser("translate", help="where the record at an offset on one cluster lies on another")
+    translate.add_argument("topic", metavar="TOPIC", help="a topic that is mirrored")
+    translate.add_argument("partition", metavar="PARTITION", type=int, help="its partition")
+    translate.add_argument("offset", metavar="OFFSET", type=int, help="the offset; past a hole, the next record's")
+    translate.add_argument("--from", dest="source", metavar="CLUSTER", required=True, help="where that offset counts")
+    translate.add_argument("--to", dest="target", metavar="CLUSTER", required=True, help="where its like is wanted")
+
     verify = command(
         "verify",
         "compare what both sides of mirrors hold, record by record, while traffic flows",

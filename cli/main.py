@@ -34,6 +34,8 @@ def _command(options: argparse.Namespace) -> int:
         return verify.run(options)
     from cli import show
 
+    if options.command == "offsets":
+        return show.offset(options)
     return show.run(options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import urllib.parse
 from typing import Any
 
@@ -23,6 +24,21 @@ def version(options: argparse.Namespace) -> int:
         output.document({"version": found["kfed"], "versions": found})
     else:
         output.fields(found.items())
+    return DONE
+
+
+def offset(options: argparse.Namespace) -> int:
+    """`offsets translate`: the offset alone for people, as scripts like it too."""
+    topic = urllib.parse.quote(options.topic, safe="")
+    clusters = urllib.parse.urlencode({"from": options.source, "to": options.target})
+    found = ask(options, f"offsets/{topic}/{options.partition}/{options.offset}?{clusters}")
+    if options.json:
+        output.document(found)
+    else:
+        print(found["offset"])
+        if not found["exact"]:
+            why = "there is no record there yet; the next one comes" if found["end"] else "no record: the next one's"
+            print(f"kfed: offset {options.offset} on {options.source}: {why}", file=sys.stderr)
     return DONE
 
 

@@ -281,7 +281,7 @@ async def _tail(
         if not len(part):
             break
         for one in walk(part):
-            if start <= one.base_offset < end and one.records and not one.control:
+            if one.next_offset > start and one.base_offset < end and one.records and not one.control:
                 found = Found(one.base_offset, one.producer_id, one.producer_epoch, one.base_sequence, one.records)
                 if (found.producer_id, found.epoch) in ours:
                     out.append(found)
