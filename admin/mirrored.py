@@ -30,6 +30,7 @@ class Seen:
     rate: float = 0.0
     problems: list[str] = field(default_factory=list)
     error: str = ""
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def workers(self) -> list[str]:
@@ -39,6 +40,7 @@ class Seen:
         self.partitions.update(one.partitions)
         self.rate += one.rate
         self.problems += [text for text in one.problems if text not in self.problems]
+        self.remarks += [text for text in one.remarks if text not in self.remarks]
         self.error = self.error or one.error
 
 
@@ -124,6 +126,7 @@ def _line(facts: Facts, record: MirrorRecord, one: Seen) -> Document:
         "created": record.created,
         "target_id": record.target_id or None,
         "problems": [*one.problems, *([one.error] if one.error else [])],
+        "remarks": one.remarks,
         "foreign": sum(part.foreign for part in one.partitions.values()),
         "overtaken": sum(part.overtaken for part in one.partitions.values()),
         "partitions": [
@@ -196,6 +199,8 @@ def _of_mirror(facts: Facts, record: MirrorRecord, one: Seen, now: float) -> Ite
         yield Finding("error", "mirror target", subject, f"on {record.target} {text}", mend)
     if one.error:
         yield Finding("warning", "mirror", subject, one.error, f"kfed clusters; kfed mirrors {_name(record.topic)}")
+    for text in one.remarks:
+        yield Finding("note", "mirror rules", subject, text, f"decide whether {record.target} needs it, there")
     foreign = sum(part.foreign for part in one.partitions.values())
     if foreign:
         text = f"{foreign} records in the copy were written by others; they are never served"

@@ -322,6 +322,7 @@ class ReportRecord(_Record, frozen=True):
     rate: float = 0.0  # bytes a second, of late
     problems: tuple[str, ...] = ()  # what keeps it from beginning, or has come since
     error: str = ""  # why source and target could not be compared
+    remarks: tuple[str, ...] = ()  # how the target's ACLs and quotas differ from the source's; for people to decide
 
 
 class CopierRecord(_Record, frozen=True):

@@ -53,6 +53,7 @@ def report(
         rate=round(rate, 1),
         problems=tuple(str(one) for one in progress.problems),
         error=progress.error,
+        remarks=progress.rules.remarks,
     )
 
 

@@ -86,7 +86,7 @@ class Rule(_Settings, frozen=True):
     topics: str | None = None  # a regular expression for the whole name; never matches internal topics
     groups: str | None = None  # likewise
     transactional_ids: str | None = None  # likewise
-    standbys: tuple[str, ...] = ()  # recorded; mirrors are not part of this release
+    standbys: tuple[str, ...] = ()  # clusters that get a copy of each of these topics, kept up to date
     writes: Literal["available", "leased"] = "available"  # whether writes go on while the store is away (recorded)
 
 
@@ -94,7 +94,7 @@ class Placement(_Settings, frozen=True):
     """Where new topics, groups and transactional ids go; what exists is never moved by a rule."""
 
     default: str  # the cluster for everything that no rule names
-    standbys: tuple[str, ...] = ()  # recorded; mirrors are not part of this release
+    standbys: tuple[str, ...] = ()  # clusters that get a copy of each of these topics, kept up to date
     rules: tuple[Rule, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""Two real clusters, one endpoint: produce and consume across both, and show what happened.
+"""Two real clusters, one endpoint: produce and consume across both, mirror a topic, and show what happened.
 
 In a terminal everything stays up afterwards, to be looked at; Ctrl-C cleans up. Otherwise it ends by itself, with
 exit status 1 if anything was lost, read twice or refused.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -24,12 +26,16 @@ from tools.local_federation import Federation, program, run_federation
 TOPICS = ["payments", "clicks", "orders-west", "invoices-west"]
 GROUP = "billing"
 EACH = 2000
+MIRRORED = "payments"
+MORE = 50_000  # records, while it is mirrored
+MIRROR_SECONDS = 30.0
 # Wide enough for the tables where output is not a terminal.
 out = Console(width=None if sys.stdout.isatty() else 100)
 
 
 def ends(cluster: Cluster, topic: str) -> int:
-    """Records of a topic on a physical cluster itself, asked directly; -1 where it does not exist."""
+    """Offsets of a topic on a physical cluster itself, asked directly; -1 where it does not exist. A mirror's copy has
+    one more in each partition: the control record it began with."""
     client = Consumer({"bootstrap.servers": cluster.bootstrap(), "group.id": "demo-look"})
     try:
         known = client.list_topics(topic, timeout=10).topics[topic]
@@ -42,7 +48,11 @@ def ends(cluster: Cluster, topic: str) -> int:
 
 def where(clusters: Mapping[str, Cluster]) -> Table:
     """What the clusters themselves hold of each topic."""
-    table = Table("topic", *(f"records on {name}" for name in clusters), title="What the clusters themselves hold")
+    table = Table(
+        "topic",
+        *(f"records on {name}" for name in clusters),
+        title=f"What the clusters themselves hold ({MIRRORED}: a copy)",
+    )
     for topic in TOPICS:
         held = (ends(cluster, topic) for cluster in clusters.values())
         table.add_row(topic, *("-" if count < 0 else f"{count or 'stub'}" for count in held))
@@ -76,11 +86,41 @@ def show(clusters: Mapping[str, Cluster], federation: Federation) -> bool:
     out.print("[bold]reading[/] all four topics in one group, in two sittings")
     took["reading, first half"] = consume(endpoint, GROUP, TOPICS, total // 2, account)
     took["reading, second half"] = consume(endpoint, GROUP, TOPICS, total - total // 2, account)
+    mirrored = mirror(federation)
     out.print(where(clusters))
     out.print(verdict(account, took))
-    good = not (account.lost or account.twice or account.errors) and len(account.acknowledged) == total
+    good = mirrored and not (account.lost or account.twice or account.errors) and len(account.acknowledged) == total
     out.print("[bold green]as promised[/]" if good else "[bold red]not as promised[/]")
     return good
+
+
+def mirror(federation: Federation) -> bool:
+    """Copy a topic to the other cluster while it is written; whether everything arrived."""
+    command = ["mirror", "create", MIRRORED, "--from", "east", "--to", "west", "--apply"]
+    out.print(f"[bold]mirroring[/] kfed {' '.join(command)}")
+    subprocess.run([program(), *command, "--admin", federation.admin], check=True, stdout=subprocess.DEVNULL)
+    account = Account()
+    start = time.monotonic()
+    writing = threading.Thread(target=produce, args=(federation.bootstrap(), [MIRRORED], MORE, account), daemon=True)
+    writing.start()
+    table = Table("after", "condition", "lag, records", "lag, seconds", "rate", title=f"{MIRRORED}: east -> west")
+    while True:
+        [line] = federation.ask(f"/api/v1/mirrors/{MIRRORED}")["mirrors"]
+        after, lag = time.monotonic() - start, line["lag"]
+        rate = f"{line['rate'] / 1000:.0f} KB/s"
+        table.add_row(
+            f"{after:.1f} s",
+            line["condition"],
+            *("-" if lag[key] is None else f"{lag[key]}" for key in ("records", "seconds")),
+            rate,
+        )
+        copied = sum(part["position"] or 0 for part in line["partitions"])
+        if copied >= EACH + MORE or after > MIRROR_SECONDS:
+            break
+        time.sleep(1.0)
+    writing.join(MIRROR_SECONDS)
+    out.print(table)
+    return copied >= EACH + MORE and not account.errors
 
 
 def stay(clusters: Mapping[str, Cluster], federation: Federation) -> None:
@@ -89,7 +129,7 @@ def stay(clusters: Mapping[str, Cluster], federation: Federation) -> None:
     out.print(f"\nEverything stays up. endpoint: [bold]{federation.bootstrap()}[/]")
     for name, cluster in clusters.items():
         out.print(f"  cluster {name}: {cluster.bootstrap()}")
-    for command in ("status", "topics", f"groups {GROUP}", "doctor"):
+    for command in ("status", "topics", "mirrors", f"groups {GROUP}", "doctor"):
         out.print(f"  {kfed} {command} --admin {federation.admin}")
     out.print("Ctrl-C ends it and cleans up.")
     while True:
