@@ -1,7 +1,7 @@
 """Offsets and leader epochs of topics that have moved: between what clients see and what a cluster stores.
 
 A topic that never moved (placement epoch 0) passes as it is. For others, logical leader epochs are
-`placement_epoch << 20 | physical_epoch`, and offsets go through the topic's table, which whoever keeps the tables
+`placement_epoch << 20 | physical_epoch`, and offsets go through the partition's table, which whoever keeps the tables
 installs here. Without it nothing is guessed: such a topic is refused with NOT_LEADER_OR_FOLLOWER.
 """
 
@@ -11,6 +11,8 @@ from typing import Protocol
 
 from kafka_wire.errors import ERROR
 from metadata_service.view import ServedTopic
+from offset_sync import serving
+from offset_sync.table import Table
 from proxy.apis.contract import Refused
 from proxy.apis.metadata_encoding import EPOCH_BITS, logical_epoch
 
@@ -27,6 +29,13 @@ class Offsets(Protocol):
         """The position as clients see it. Raises Refused."""
 
 
+class Tables(Protocol):
+    """The tables of the partitions that were asked for, kept up to date."""
+
+    def table(self, topic: ServedTopic, partition: int) -> Table | None:
+        """That of the cluster that serves the topic, complete up to where it began to serve; None: not here yet."""
+
+
 class _Identity:
     def to_physical(self, topic: ServedTopic, partition: int, offset: int) -> int:
         return offset
@@ -35,14 +44,36 @@ class _Identity:
         return offset
 
 
+class _ByTable:
+    def to_physical(self, topic: ServedTopic, partition: int, offset: int) -> int:
+        if offset < 0:
+            return offset
+        found = serving.position(table_of(topic, partition), offset)
+        if found is None:
+            raise Refused(ERROR.OFFSET_OUT_OF_RANGE, "below the beginning of the log")
+        return found
+
+    def to_logical(self, topic: ServedTopic, partition: int, offset: int) -> int:
+        return serving.bound(table_of(topic, partition), offset)
+
+
 _IDENTITY = _Identity()
-_tables: Offsets | None = None
+_BY_TABLE = _ByTable()
+_tables: Tables | None = None
 
 
-def install(tables: Offsets | None) -> None:
+def install(tables: Tables | None) -> None:
     """Use these tables for topics that have moved; None: refuse such topics."""
     global _tables
     _tables = tables
+
+
+def table_of(topic: ServedTopic, partition: int) -> Table:
+    """The table of a topic that has moved. Raises Refused where it is not here."""
+    found = _tables.table(topic, partition) if _tables is not None else None
+    if found is None:
+        raise Refused(ERROR.NOT_LEADER_OR_FOLLOWER, "this topic has moved and its table is not here yet")
+    return found
 
 
 def offsets_of(topic: ServedTopic) -> Offsets:
@@ -51,7 +82,7 @@ def offsets_of(topic: ServedTopic) -> Offsets:
         return _IDENTITY
     if _tables is None:
         raise Refused(ERROR.NOT_LEADER_OR_FOLLOWER, "this topic has moved and its table is not here yet")
-    return _tables
+    return _BY_TABLE
 
 
 def current_epoch(topic: ServedTopic, epoch: int) -> tuple[int, int]:

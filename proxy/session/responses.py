@@ -132,7 +132,7 @@ async def _whole(session: Session, window: memoryview, size: int, slot: Slot) ->
     end = size + 4
     if len(window) >= end:
         if slot.kind is Kind.INNER:
-            slot.answer = bytes(window[4:end])
+            slot.answer = bytearray(window[4:end])  # handlers change records where they lie
             inbox.keep(window[end:])
             return
         frame = produce_answer(session, window[:end], slot)
@@ -143,11 +143,13 @@ async def _whole(session: Session, window: memoryview, size: int, slot: Slot) ->
     inbox.keep(window)
     async with session.around.budget.hold(size):
         whole = bytearray(end)
-        await inbox.whole(memoryview(whole))
+        with memoryview(whole) as view:
+            await inbox.whole(view)
+            if slot.kind is not Kind.INNER:
+                await session.client.send(produce_answer(session, view, slot))
         if slot.kind is Kind.INNER:
-            slot.answer = memoryview(whole)[4:].tobytes()
-        else:
-            await session.client.send(produce_answer(session, memoryview(whole), slot))
+            del whole[:4]
+            slot.answer = whole
 
 
 def produce_answer(session: Session, frame: memoryview, slot: Slot) -> bytes | memoryview:

@@ -11,6 +11,7 @@ from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from metadata_service.models import OperationRecord, PlacementEpoch
 from metadata_service.view import View
+from offset_sync.table import Table
 from tests.fixtures.calls import ADVERTISED, FakeCall, handle, served, stub, two_clusters, uuid, view_of
 
 
@@ -179,11 +180,12 @@ async def test_a_moved_topic_without_its_table_is_not_guessed() -> None:
 
 
 class Plus100:
-    def to_physical(self, topic: object, partition: int, offset: int) -> int:
-        return offset if offset < 0 else offset - 100
+    """The cluster's offset 0 is logical offset 100."""
 
-    def to_logical(self, topic: object, partition: int, offset: int) -> int:
-        return offset if offset < 0 else offset + 100
+    def table(self, topic: object, partition: int) -> Table:
+        made = Table()
+        made.open(100, 0)
+        return made
 
 
 @pytest.fixture
