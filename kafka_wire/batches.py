@@ -140,16 +140,28 @@ def first_size(buffer: Buffer, start: int = 0) -> int | None:
 
 def whole(buffer: memoryview) -> memoryview:
     """The buffer without an incomplete batch at its end."""
+    return tail(buffer)[0]
+
+
+def tail(buffer: memoryview) -> tuple[memoryview, Batch | None]:
+    """The buffer without an incomplete batch at its end, and the last one's header, without looking at the others'.
+
+    Raises:
+        DecodeError: a length that no batch has, or a last header that is none.
+    """
     size = len(buffer)
-    pos = 0
+    pos = last = 0
+    unpack = _PLACE.unpack_from
     while pos + LENGTH_FROM <= size:
-        length = _PLACE.unpack_from(buffer, pos)[1]
+        length = unpack(buffer, pos)[1]
         if length < MIN_OLD:
             raise DecodeError(f"a batch of length {length}")
         if pos + LENGTH_FROM + length > size:
             break
+        last = pos
         pos += LENGTH_FROM + length
-    return buffer[:pos]
+    part = buffer[:pos]
+    return part, next(walk(part, last), None)
 
 
 def split(buffer: memoryview) -> list[memoryview]:

@@ -23,6 +23,7 @@ from kafka_wire.batches import (
     CONTROL,
     CRC_FROM,
     DELETE_HORIZON,
+    HEADER,
     HEADER_SIZE,
     LENGTH_FROM,
     LOG_APPEND_TIME,
@@ -78,8 +79,8 @@ class Rules:
 class Item(NamedTuple):
     """Records that are adjacent in logical offsets and on their side.
 
-    `mark` is equal where they are identical; without one the batch has to be taken apart first. Without a `batch` it
-    is one record. A logical offset of -1: in no run.
+    `mark` is equal where they are identical; without one the batch has to be taken apart first. Without `data` it is
+    one record. A logical offset of -1: in no run.
     """
 
     logical: int
@@ -87,8 +88,8 @@ class Item(NamedTuple):
     offset: int
     time: int
     mark: tuple[object, ...] | None
-    batch: Batch | None = None
     data: memoryview | None = None
+    at: int = 0  # where in `data`
 
 
 class _Half:
@@ -164,18 +165,30 @@ class Comparison:
         mirrored = self._rules.mirrored if side is Side.SOURCE else ()
         pending = sorted(aborted, key=lambda one: one[1], reverse=True)
         open_aborts: set[int] = set()
-        linear, crc = half.linear, crc32c
-        position = start
-        for one in walk(data):
-            # Plain tuple arithmetic: this runs once a batch.
-            at, base, length, _, magic, stored, attributes, delta, oldest, newest, producer_id, _, _, count = one
+        linear, crc, unpack = half.linear, crc32c, HEADER.unpack_from
+        position, tail, size = start, 0, len(data)
+        while tail < size:
+            # Plain tuple arithmetic: this runs once a batch, and only what is odd becomes a `Batch`.
+            at = tail
+            if at + HEADER_SIZE > size or data[at + 16] != 2:
+                old = next(walk(data, at), None)
+                if old is None:
+                    break
+                tail = old.end
+                if old.next_offset > start:  # its own offset may be that of the last message in it
+                    items.append(Item(_NOWHERE, 0, position, old.max_timestamp, None, data, at))
+                    position = old.next_offset
+                continue
+            base, length, _, _, stored, attributes, delta, oldest, newest, producer_id, _, _, count = unpack(data, at)
+            if length < HEADER_SIZE - LENGTH_FROM or delta < 0 or count < 0:
+                raise DecodeError(f"a batch at offset {base} of length {length} with {count} records to {delta}")
+            tail = at + LENGTH_FROM + length
+            if tail > size:
+                break
             following = base + delta + 1
             if following <= start:
                 continue
             before, position = position, following
-            if magic < 2:  # its own offset may be that of the last message in it
-                items.append(Item(_NOWHERE, 0, before, newest, None, one, data))
-                continue
             if base >= end:
                 break
             while pending and pending[-1][1] < following:
@@ -187,10 +200,9 @@ class Comparison:
                 continue
             logical = linear(base, count)
             if logical is None and not half.table.serves(base, following - 1):
-                if side is Side.SOURCE or not self._rules.loose(one):
+                if side is Side.SOURCE or not self._rules.loose(_batch(data, at)):
                     continue
                 logical = _NOWHERE
-            tail = at + LENGTH_FROM + length
             if (
                 logical is not None
                 and (logical >= floor or logical < 0)
@@ -201,9 +213,9 @@ class Comparison:
                 and crc(data[at + CRC_FROM : tail]) == stored
             ):
                 mark = (length, attributes & _KEPT, oldest, newest, delta, crc(data[at + HEADER_SIZE : tail]))
-                items.append(Item(logical, count, base, newest, mark, one, data))
+                items.append(Item(logical, count, base, newest, mark, data, at))
             else:
-                items.append(Item(_NOWHERE, 0, before, newest, None, one, data))
+                items.append(Item(_NOWHERE, 0, before, newest, None, data, at))
         half.position = min(max(position, start), max(end, start))
         self._merge()
 
@@ -264,7 +276,7 @@ class Comparison:
         if not left or right[0].logical + right[0].records <= left[0].logical:
             self._alone("extra", right.popleft())
             return
-        whole = [half for half in self._halves if half.items[0].batch is not None]
+        whole = [half for half in self._halves if half.items[0].data is not None]
         for half in whole:
             self._take_apart(half)
         if not whole:
@@ -273,11 +285,12 @@ class Comparison:
     def _take_apart(self, half: _Half) -> None:
         """Replace the first item by its records: those that are to be compared."""
         one = half.items.popleft()
-        assert one.batch is not None and one.data is not None
-        records, broken = _records(one.data, one.batch)
+        assert one.data is not None
+        batch = _batch(one.data, one.at)
+        records, broken = _records(one.data, batch)
         side = Side.SOURCE if half is self._source else Side.TARGET
         start = self._reach[0] if side is Side.SOURCE else self._reach[2]
-        loose = side is Side.TARGET and self._rules.loose(one.batch)
+        loose = side is Side.TARGET and self._rules.loose(batch)
         made: list[Item] = []
         for record in records:
             if not max(start, one.offset) <= record.offset < half.end:
@@ -332,6 +345,10 @@ class Comparison:
         bucket.target_digest = bucket.target_digest + _digest(b) & DIGEST
         at = (a.offset, a.offset), (b.offset, b.offset)
         self.report.add(Finding("changed", 1, *at, max(a.time, b.time), _what(a, b)))
+
+
+def _batch(data: memoryview, at: int) -> Batch:
+    return next(walk(data, at))
 
 
 def _records(data: memoryview, batch: Batch) -> tuple[list[Record], bool]:

@@ -9,7 +9,7 @@ import trio
 
 from kafka_client import BrokerUnavailable, ClusterClient, Refused
 from kafka_client.cluster import backoff
-from kafka_wire.batches import walk, whole
+from kafka_wire.batches import tail
 from kafka_wire.errors import ERROR
 from replicator.rights import lacking, on_topic
 from replicator.wire import FETCH, Fetched, Place, Topic, fetched
@@ -176,10 +176,10 @@ class LogReader:
             await trio.sleep(backoff(self._failures))
 
     def _take(self, answer: Fetched) -> memoryview:
-        part = whole(answer.records)
+        part, last = tail(answer.records)
         before = self.offset
-        for one in walk(part):
-            self.offset = max(self.offset, one.next_offset)
+        if last is not None:
+            self.offset = max(self.offset, last.next_offset)
         if self.offset == before and trio.current_time() > self._deadline:
             where = f"{self._client.name}: {self._topic}-{self._partition} ends at {self.offset}"
             raise Refused(where, ERROR.REQUEST_TIMED_OUT)
