@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from kafka_client import BrokerUnavailable, ClusterClient, Refused
+from kafka_client import BrokerUnavailable, ClientError, ClusterClient, Refused
 from kafka_client.cluster import TRANSACTION, backoff
 from kafka_wire.batches import walk
 from kafka_wire.codec import Message
@@ -27,7 +27,8 @@ from replicator.rights import DENIED, lacking, on_topic
 from replicator.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
 from replicator.wire import ACKS_ALL, PRODUCE
 
-CREATE_TOPICS, INIT_PRODUCER_ID, ADD_PARTITIONS, END_TXN = 19, 22, 24, 26
+CREATE_TOPICS, INIT_PRODUCER_ID, ADD_PARTITIONS, END_TXN, DESCRIBE_CONFIGS = 19, 22, 24, 26, 32
+BROKER, EXPIRATION = 4, "transactional.id.expiration.ms"
 ADD_PARTITIONS_VERSION, END_TXN_VERSION = 3, 4  # later ones are for brokers, or raise the epoch once more (KIP-890)
 TRANSACTION_TIMEOUT_MS = 60_000
 FENCE_SECONDS = 60.0
@@ -137,7 +138,7 @@ async def register(target: ClusterClient, identity: Identity, owner: str) -> Non
     batch = values_batch([journal.producer_pair(identity.producer_id, owner)], int(time.time() * 1000))
     failures = 0
     while True:
-        info = (await describe(target, [journal.TOPIC]))[journal.TOPIC]
+        info = await ensure_journal(target)
         place = {"index": journal.REGISTRY, "records": memoryview(batch)}
         data = {"name": journal.TOPIC, "topic_id": info.topic.id, "partition_data": [place]}
         message = {"acks": ACKS_ALL, "timeout_ms": 10_000, "topic_data": [data]}
@@ -231,6 +232,17 @@ def _right(code: int, transactional_id: str, answer: Message) -> str:
         if any(one["partition_error_code"] == code for one in topic["results_by_partition"])
     ]
     return lacking(code, on_topic("WRITE", topics[0]) if topics else f"WRITE on transactional id {transactional_id!r}")
+
+
+async def id_expiration(target: ClusterClient) -> float:
+    """Seconds after which the cluster forgets a transactional id that nobody uses; seven days where it does not say."""
+    try:
+        broker = next(iter(target.brokers or await target.refresh()))
+        asked = {"resource_type": BROKER, "resource_name": str(broker), "configuration_keys": [EXPIRATION]}
+        answer = await target.call(DESCRIBE_CONFIGS, {"resources": [asked]}, broker=broker)
+        return next(int(one["value"]) for one in answer["results"][0]["configs"] if one["name"] == EXPIRATION) / 1000
+    except (ClientError, StopIteration, IndexError, TypeError, ValueError):
+        return 7 * 86400.0
 
 
 async def read_journal(target: ClusterClient, partition: int, identity: Identity) -> Contents:

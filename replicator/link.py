@@ -18,12 +18,23 @@ import trio
 
 from kafka_client import BrokerUnavailable, ClientError, ClusterClient, Refused
 from kafka_client.cluster import backoff
+from kafka_wire.codec import DecodeError
 from kafka_wire.errors import ERROR
 from offset_sync.guard import EXPIRATION_MS
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
 from replicator import journal
-from replicator.claim import Fenced, claim_identity, ends, ensure_journal, fence, read_journal, read_registry, register
+from replicator.claim import (
+    Fenced,
+    claim_identity,
+    ends,
+    ensure_journal,
+    fence,
+    id_expiration,
+    read_journal,
+    read_registry,
+    register,
+)
 from replicator.copying import Data, Journal
 from replicator.core import Identity, Unit
 from replicator.feeder import Feeder, Limit
@@ -43,6 +54,7 @@ CHECKPOINT_SECONDS = 1.0
 LEADERS_SECONDS = 2.0
 MISSING_SECONDS = 5.0  # without the topic in the metadata until it counts as gone
 ALLOWED_SECONDS = 0.2  # between two looks whether a lease that had run out holds again
+KNOWN_EVERY = 8  # a transactional id is used so often in the time after which it would expire
 REFUSED_SECONDS = 60.0  # until a batch that the target refused is tried again
 SCANS_AT_ONCE = 8
 
@@ -221,7 +233,7 @@ class Link:
             started = trio.current_time()
             try:
                 await session.run()
-            except (ClientError, Fenced, Damaged) as error:
+            except (ClientError, Fenced, Damaged, DecodeError) as error:
                 reason = str(error)
                 denied = isinstance(error, Refused) and error.code in DENIED
             else:
@@ -289,6 +301,7 @@ class Session:
             link.sessions[assignment] = self
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._housekeeping)
+                nursery.start_soon(self._stay_known)
                 await self.ended.wait()
                 nursery.cancel_scope.cancel()
         finally:
@@ -323,7 +336,7 @@ class Session:
         await fence(target, transactional_id, identity, {topic: assignment.partitions, journal.TOPIC: [part]})
         contents = await read_journal(target, part, identity)
         target_info = (await describe(target, [topic])).get(topic)
-        if target_info is None:
+        if target_info is None or not set(assignment.partitions) <= target_info.partitions.keys():
             raise Refused(f"{target.name}: topic {topic!r}", ERROR.UNKNOWN_TOPIC_OR_PARTITION)
         if source_info is None:
             for number in assignment.partitions:
@@ -447,6 +460,26 @@ class Session:
             self._placed[number] = leader, feeder
             lane.feeder = feeder
             feeder.add(lane)
+
+    async def _stay_known(self) -> None:
+        """An empty transaction now and then, over the unit's part of the journal alone.
+
+        A transactional id that nobody uses expires; whoever took over afterwards would get another producer id, whose
+        fence means nothing to what this one has sent. It also shows that somebody else has taken over while all is
+        idle.
+        """
+        assert self.unit is not None
+        target, identity, name = self.link.target, self.unit.identity, self.unit.name
+        pause = await id_expiration(target) / KNOWN_EVERY
+        while True:
+            await trio.sleep(pause)
+            try:
+                await fence(target, name, identity, {journal.TOPIC: [journal.partition_of(name)]})
+            except Fenced as error:
+                self.fail(str(error))
+                return
+            except ClientError:
+                pass  # there is time for some more
 
     async def _housekeeping(self) -> None:
         """Checkpoints, and the source's log start carried to the target."""
