@@ -29,10 +29,11 @@ from replicator.findings import Report
 from replicator.journal import Contents, Stored, Stream
 from replicator.link import UNIT_SIZE, Mode, own_table
 from replicator.prepare import configs
-from replicator.topics import EARLIEST, LATEST, READ_BYTES, LogReader, TopicInfo, describe, offsets
+from replicator.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
 
 JOURNAL_SECONDS = 60.0
 READ_SECONDS = 10.0  # beyond a step's own time, until a log that gives nothing fails the step
+READ_BYTES = 2 << 20  # of one fetch: larger ones cost more, since every one's memory is then new to the process
 LEAST_READ = 64 << 10
 PAUSE_SECONDS = 2.0  # that a rate may prolong a step
 
