@@ -144,7 +144,7 @@ class Controller:
             nursery.start_soon(self._every, 5.0, "addresses", house.addresses, True)
             nursery.start_soon(self._every, 5.0, "features", house.features, True)
             nursery.start_soon(self._every, 2.0, "health", house.health, True)
-            nursery.start_soon(self._every, 1.0, "mirrors", mirrors.round, True)
+            nursery.start_soon(self._every, 1.0, "mirrors", mirrors.round, False)
             nursery.start_soon(self._every, 600.0, "history", house.history, False)
             nursery.start_soon(self._every, 20.0, "homes", homes.round, False)
             nursery.start_soon(self._every, 60.0, "audit", lambda: audit(member, guard), False)

@@ -96,6 +96,7 @@ class Mirrorkeeping:
     def __init__(self, member: Member, guard: Unchanged) -> None:
         self._member = member
         self._guard = guard
+        self._followed: tuple[object, object] = (None, None)  # the rules and topics that agree
 
     async def round(self) -> None:
         """Everything once. Raises DecisionFailed, StoreError."""
@@ -118,7 +119,7 @@ class Mirrorkeeping:
     async def _follow_rules(self, view: View) -> None:
         """Topics' standbys as the rules now say."""
         placement = view.placement
-        if placement is None:
+        if placement is None or (self._followed[0] is placement and self._followed[1] is view.topics):
             return
         if not placement.standbys and not any(rule.standbys for rule in placement.rules):
             changed = [one.record for one in view.topics.values() if one.record.standbys]
@@ -140,6 +141,8 @@ class Mirrorkeeping:
 
             await settle(self._member.store, topic_key(record.name), TopicRecord, follow, conditions=(self._guard,))
             log.info("a topic's standbys follow the rules", topic=record.name, standbys=wanted)
+        if not changed:
+            self._followed = placement, view.topics
 
     async def _standbys(self, view: View) -> None:
         """A ship to every standby, and none that the rule does not want any longer."""

@@ -106,14 +106,10 @@ def mirror(federation: Federation) -> bool:
     table = Table("after", "condition", "lag, records", "lag, seconds", "rate", title=f"{MIRRORED}: east -> west")
     while True:
         [line] = federation.ask(f"/api/v1/mirrors/{MIRRORED}")["mirrors"]
-        after, lag = time.monotonic() - start, line["lag"]
+        after = time.monotonic() - start
+        lag = {key: "-" if value is None else str(value) for key, value in line["lag"].items()}
         rate = f"{line['rate'] / 1000:.0f} KB/s"
-        table.add_row(
-            f"{after:.1f} s",
-            line["condition"],
-            *("-" if lag[key] is None else f"{lag[key]}" for key in ("records", "seconds")),
-            rate,
-        )
+        table.add_row(f"{after:.1f} s", line["condition"], lag["records"], lag["seconds"], rate)
         copied = sum(part["position"] or 0 for part in line["partitions"])
         if copied >= EACH + MORE or after > MIRROR_SECONDS:
             break
