@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -39,6 +41,12 @@ class Worker:
         (directory / "kfed.yaml").write_text(yaml.safe_dump(settings))
         argv = [program(), "serve", "replicator", "-c", "kfed.yaml", "--instance", instance]
         self.daemon = Daemon(argv, log=directory / "log", cwd=directory)
+
+    def child(self) -> int:
+        """The worker process itself."""
+        pid = self.daemon.pid
+        [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Worker]:
@@ -125,6 +133,14 @@ async def test_joining_dying_and_leaving(east: Cluster, west: Cluster, names: Na
                     joined = await until(lambda: copying(a=2, b=3), "not spread again", 30)
                     moved = [unit for unit, who in units().items() if before[unit] != who]
                     assert len(moved) == 2  # to the one who has joined, and none besides
+                    # One that sleeps longer than its lease, and wakes up in the middle of its work.
+                    child = first.child()
+                    os.kill(child, signal.SIGSTOP)
+                    try:
+                        await until(lambda: copying(b=5), "not taken over from one that sleeps", TAKE_OVER + 5)
+                    finally:
+                        os.kill(child, signal.SIGCONT)
+                    await until(lambda: copying(a=2, b=3), "not spread once more", 30)
                 # The second has left in order: nobody waits for its lease to end.
                 left = await until(lambda: copying(a=5), "not taken over from one who has left", 10)
             for topic, partitions in counts.items():
