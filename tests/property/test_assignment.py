@@ -98,11 +98,9 @@ def test_who_joins_or_leaves_moves_no_more_than_must_be(
     settled(store, units, after)
     assert even(units, store.held, after)
     joined = after - workers
-    # A share for who has joined; what the one who left had; at most one each to even out.
-    share = sum(one in joined for one in store.held.values())
-    assert store.claims <= max(share, len(free)) and (
-        joined or {u for u in before if store.held[u] != before[u]} == free
-    )
+    moved = {unit for unit, worker in before.items() if store.held[unit] != worker}
+    # Who joins gets the smaller share, and nothing else moves; what moves otherwise is what the one who left had.
+    assert len(moved) == store.claims == (len(units) // len(after) if joined else len(free))
 
 
 def test_no_worker_no_spread() -> None:
