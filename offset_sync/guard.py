@@ -8,6 +8,7 @@ most `capacity` producers a partition are kept, the longest silent evicted first
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -162,6 +163,12 @@ class Guard:
             out[key] = None if one is None else _encode(one)
         self._changed.clear()
         return out
+
+    def drop(self, producer_ids: Iterable[int]) -> None:
+        """Delete these from what is stored, whether they could be loaded or not."""
+        for key in producer_ids:
+            self._producers.pop(key, None)
+            self._changed.add(key)
 
     def load(self, producer_id: int, data: bytes) -> None:
         """One stored producer. Damaged: the bytes are none."""

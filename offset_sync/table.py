@@ -177,11 +177,15 @@ class Table:
         self._dirty_from = min(self._dirty_from, self.runs.chunk_of_last())
         self._state_dirty = True
 
-    def renew(self) -> None:
-        """Forget all runs: the copy is begun anew behind the present end. The log start stays."""
+    def renew(self, generation: int | None = None, stored: Iterable[int] = ()) -> None:
+        """Forget all runs: the copy is begun anew behind the present end. The log start stays.
+
+        `stored` are numbers of stored chunks, where they could not be loaded.
+        """
         self.runs = Runs()
         self.own = None
-        self.generation += 1
+        self.generation = self.generation + 1 if generation is None else generation
+        self._top = max(self._top, *stored, -1)
         self._dirty_from = self._gone = 0
         self._state_dirty = True
 

@@ -16,15 +16,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from kafka_wire.batches import NO_PRODUCER, SEQUENCES, advance, stamp
 from kafka_wire.records import values_batch
 from offset_sync.guard import Entry, Guard, Noted
 from offset_sync.table import Table
+from offset_sync.varints import Damaged
 from replicator.cut import Cut
 from replicator.journal import (
+    INTENT,
+    LOST,
     SLOTS,
     Intent,
     Pair,
@@ -84,6 +87,7 @@ class Recovered:
     guard: Guard
     landed: int = 0  # records of open intents that were found on the target
     dropped: int = 0  # ... and not found: they are read from the source again
+    pairs: list[Pair] = field(default_factory=list)  # to be stored with the first checkpoint
 
 
 def recover(stored: Stored, tail: Iterable[Found], scanned: int, since: int = 0) -> Recovered:
@@ -164,6 +168,23 @@ def judge(
     return Recovered(after, table, guard, landed, total - landed)
 
 
+def renewed(stream: Stream, stored: Stored, generation: int, end: int) -> Recovered:
+    """A copy that is begun anew behind `end`, the target's, whatever the journal holds of the one before."""
+    table, guard = Table(), Guard()
+    try:
+        table = stored.load_table()
+    except Damaged:
+        pass
+    table.renew(generation, stored.chunks)
+    guard.drop(stored.guards)
+    state = stored.state or State()
+    state = State(number=state.number + SLOTS, scanned=end)  # above every intent that may have been written
+    pairs: list[Pair] = [(stream.key(INTENT, slot), None) for slot in stored.intents]
+    if stored.lost:
+        pairs.append((stream.key(LOST), None))
+    return Recovered(state, table, guard, pairs=pairs)
+
+
 def _skip(queue: deque[tuple[Intent, Stretch]], first: Found) -> None:
     """Forget what landed in front of the first batch that is still there."""
     while queue:
@@ -197,6 +218,7 @@ class Partition:
         "_dirty",
         "_done",
         "_expected",
+        "_first",
         "_guards",
         "_in_flight",
         "_into",
@@ -251,6 +273,7 @@ class Partition:
         self._checkpointed = state.number  # the number the newest stored checkpoint counts from
         self._checkpointing = state.number  # ... and the newest one on its way
         self._expected = state.scanned if exclusive else -1
+        self._first = recovered.pairs
         self._acked_fresh = True  # the fence was written now
         self._dirty = True
 
@@ -435,7 +458,8 @@ class Partition:
             return self._done, []
         self._dirty = False
         self._checkpointing = self._done
-        return self._done, checkpoint_pairs(self.stream, self.state, self.table, self.guard)
+        first, self._first = self._first, []
+        return self._done, [*first, *checkpoint_pairs(self.stream, self.state, self.table, self.guard)]
 
     def checkpointed(self, number: int) -> None:
         """A checkpoint that counts from this intent is stored."""

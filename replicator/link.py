@@ -69,6 +69,7 @@ class Assignment:
     partitions: tuple[int, ...]
     mode: Mode = "ship"
     number: int = 0
+    generation: int = 0  # a ship's copy that is of an older one is begun anew
 
 
 @dataclass
@@ -528,12 +529,12 @@ class Session:
             pass  # tried again with the next checkpoint
 
 
-def units(topic: str, partitions: Sequence[int], mode: Mode = "ship") -> list[Assignment]:
+def units(topic: str, partitions: Sequence[int], mode: Mode = "ship", generation: int = 0) -> list[Assignment]:
     """The units of a mirror, by partition number: a topic that grows keeps its first ones."""
     by_number: dict[int, list[int]] = {}
     for one in sorted(partitions):
         by_number.setdefault(one // UNIT_SIZE, []).append(one)
-    return [Assignment(topic, tuple(some), mode, number) for number, some in by_number.items()]
+    return [Assignment(topic, tuple(some), mode, number, generation) for number, some in by_number.items()]
 
 
 __all__ = ["UNIT_SIZE", "Assignment", "Counters", "Link", "Mode", "Session", "own_table", "units"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from kafka_client import Refused
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
 from replicator.claim import scan
-from replicator.core import Identity, Inconsistent, Partition, recover
+from replicator.core import Identity, Inconsistent, Partition, Recovered, recover, renewed
 from replicator.journal import Contents, Stored, Stream
 from replicator.states import Condition, Status, Stop
-from replicator.topics import TopicInfo
+from replicator.topics import TopicInfo, delete_records
 
 if TYPE_CHECKING:
     from replicator.link import Assignment, Link
@@ -49,11 +50,15 @@ async def found_partition(
 
     Raises:
         Stop: it must not be copied.
+        Refused: as `_begin_anew`.
     """
     exclusive = assignment.mode == "ship"
     stream = Stream(target.topic.id, found.number, "" if exclusive else link.source.name)
     stored = contents.streams.get(stream, Stored())
     state = stored.state
+    if exclusive and assignment.generation > generation_of(stored):
+        made = await _begin_anew(link, assignment, identity, stream, stored, target, found)
+        return _ready(link, made, source, source_info, found, status, stream, identity, exclusive=True)
     if stored.lost:
         raise Stop(Condition.TARGET_LOST, stored.lost)
     start = found.target_start if exclusive else found.target_end
@@ -74,6 +79,55 @@ async def found_partition(
         raise Stop(Condition.TARGET_LOST, str(error)) from None
     if exclusive:
         status.foreign += sum(one.records for one in tail.batches) - made.landed
+    return _ready(link, made, source, source_info, found, status, stream, identity, exclusive=exclusive)
+
+
+def generation_of(stored: Stored) -> int:
+    """How often the copy was begun anew already."""
+    if stored.table is None:
+        return 0
+    try:
+        return Table.load(stored.table, ()).generation
+    except Damaged:
+        return 0
+
+
+async def _begin_anew(
+    link: Link,
+    assignment: Assignment,
+    identity: Identity,
+    stream: Stream,
+    stored: Stored,
+    target: TopicInfo,
+    found: Found,
+) -> Recovered:
+    """Empty the target and forget its table: an operator has decided so by raising the mirror's generation.
+
+    Interrupted, it is done again: the new generation is in the journal only with the first checkpoint.
+
+    Raises:
+        Refused: its leader does not delete the records.
+    """
+    end = (await scan(link.target, target, found.number, found.target_end, identity)).end
+    leader = target.partitions[found.number].leader
+    code = (await delete_records(link.target, assignment.topic, leader, {found.number: end}))[found.number]
+    if code:
+        raise Refused(f"{link.target.name}: emptying {assignment.topic}-{found.number}", code)
+    return renewed(stream, stored, assignment.generation, end)
+
+
+def _ready(
+    link: Link,
+    made: Recovered,
+    source: Table,
+    source_info: TopicInfo,
+    found: Found,
+    status: Status,
+    stream: Stream,
+    identity: Identity,
+    *,
+    exclusive: bool,
+) -> Partition:
     position, epoch = made.state.position, made.state.leader_epoch
     if made.state.source not in ("", link.source.name):
         # Another source, the same logical log: go on behind the last record that is here.

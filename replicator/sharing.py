@@ -82,7 +82,7 @@ def units_of(view: View, known: Callable[[MirrorRecord], int]) -> dict[UnitKey, 
         cluster = view.clusters.get(record.source)
         topic = cluster.snapshot.topics.get(record.topic) if cluster is not None else None
         count = max(len(topic.partitions) if topic is not None else 0, known(record), 1)
-        mirror = Mirror(record.topic, record.source, record.target, record.mode)
+        mirror = Mirror(record.topic, record.source, record.target, record.mode, record.generation)
         for start in range(0, count, UNIT_SIZE):
             partitions = tuple(range(start, min(start + UNIT_SIZE, count)))
             key = UnitKey(record.target, record.topic, record.source, start // UNIT_SIZE)
@@ -251,7 +251,7 @@ class Sharing:
                     del self._seen[unit]
 
     def _known(self, record: MirrorRecord) -> int:
-        mirror = Mirror(record.topic, record.source, record.target, record.mode)
+        mirror = Mirror(record.topic, record.source, record.target, record.mode, record.generation)
         progress = self._replicator.mirrors.get(mirror)
         return progress.partitions if progress is not None else 0
 

@@ -44,6 +44,7 @@ class Mirror:
     source: str
     target: str
     mode: Mode = "ship"
+    generation: int = 0  # raised to have a ship's copy begun anew: its target is emptied
 
 
 @dataclass(slots=True)
@@ -258,7 +259,7 @@ class Replicator:
         # From here on nothing waits: `own` may be called whenever something does.
         wanted = {
             one.number: one
-            for one in units(mirror.topic, range(found.partitions), mirror.mode)
+            for one in units(mirror.topic, range(found.partitions), mirror.mode, mirror.generation)
             if self.mirrors.get(mirror) is progress and progress.owns(one.number)
         }
         for number, assignment in list(progress.running.items()):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 from unittest.mock import patch
@@ -15,13 +16,24 @@ from offset_sync.guard import Entry
 from offset_sync.table import Table
 from replicator.claim import read_registry
 from replicator.journal import Stream
+from replicator.link import Link, units
 from replicator.states import Condition
 from replicator.tables import SHIP, Following, held
 from replicator.topics import delete_records, describe
 from replicator.upstream import producer_expiration
 from tests.fixtures.mirrors import Load, create, log_of, stored
 from tests.fixtures.names import Names
-from tests.integration.test_mirror_cases import NOW, at_least, batch, caught_up, clients, mirrored, until, write
+from tests.integration.test_mirror_cases import (
+    NOW,
+    at_least,
+    batch,
+    caught_up,
+    clients,
+    condition,
+    mirrored,
+    until,
+    write,
+)
 from tools.local_cluster import Cluster
 
 Found = TypeVar("Found")
@@ -180,3 +192,56 @@ async def test_a_long_running_mirror_keeps_few_keys(east: Cluster, west: Cluster
                 assert len(both) >= 2
                 assert [table.physical(source[one]) for one in both] == [kept[one] for one in both]
                 assert [table.logical(kept[one]) for one in both] == [source[one] for one in both]
+
+
+async def test_a_copy_begun_anew(east: Cluster, west: Cluster, names: Names) -> None:
+    """An occupied target, and one that lost data, are emptied when somebody says so, and only then; once."""
+    topic = names.topic("anew")
+    for cluster in (east, west):
+        await create(cluster, topic, 1)
+
+    @asynccontextmanager
+    async def copying(there: ClusterClient, here: ClusterClient, generation: int) -> AsyncIterator[Link]:
+        link = Link(there, here)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            for unit in units(topic, range(1), "ship", generation):
+                await link.assign(unit)
+            yield link
+            nursery.cancel_scope.cancel()
+
+    async with clients(east, west) as (there, here):
+        with patch("offset_sync.runs.CHUNK", 2), patch("offset_sync.table.CHUNK", 2):
+            await write(there, topic, batch(b"1", b"2"), batch(b"3"))
+            await write(here, topic, batch(b"somebody's"))
+            async with copying(there, here, 0) as link:
+                await condition(link, topic, Condition.OCCUPIED)
+            async with copying(there, here, 1) as link:
+                await caught_up(link, topic)
+                for number in range(6):  # foreign records in between make runs
+                    await write(here, topic, batch(b"foreign"))
+                    await write(there, topic, batch(b"%d" % (number + 4)))
+                    await caught_up(link, topic)
+            assert [one.value for one in await log_of(here, topic, 0)][:3] == [b"1", b"2", b"3"]
+            before = await log_of(here, topic, 0)
+            info = (await describe(here, [topic]))[topic]
+            stream = Stream(info.topic.id, 0)
+            async with copying(there, here, 1) as link:  # the same generation is not begun anew twice
+                await caught_up(link, topic)
+                link.sessions[next(iter(link.sessions))].unit.lose(stream, "for the test")  # type: ignore[union-attr]
+                assert (await log_of(here, topic, 0))[: len(before)] == before
+                await becomes(partial(stored, here, stream), lambda one: bool(one.lost))
+            async with copying(there, here, 1) as link:
+                await condition(link, topic, Condition.TARGET_LOST)
+            follower = Following(here)
+            (kept,) = (await follower.follow(topic, [0])).values()
+            assert len(kept.table.runs) > 4
+            async with copying(there, here, 2) as link:
+                await caught_up(link, topic)
+                found = await becomes(partial(stored, here, stream), lambda one: len(one.chunks) == 1)
+                assert not found.lost
+                await follower.refresh()
+            sent, held_here = await log_of(there, topic, 0), await log_of(here, topic, 0)
+            assert [one.content for one in sent] == [one.content for one in held_here]
+            for table in (await table_on(here, topic), kept.table):
+                assert [table.physical(one.offset) for one in sent] == [one.offset for one in held_here]
