@@ -125,10 +125,11 @@ class _Half:
 
 
 class Comparison:
-    """Feed the side that `wants` names until it is None. `reach` says at any time what is left."""
+    """Feed the side that `wants` names until it is None, and `settle`. `reach` says at any time what is left."""
 
     def __init__(self, reach: Reach, source: Table, target: Table, rules: Rules, report: Report) -> None:
         self.report = report
+        self.unsettled = False
         self._rules = rules
         self._reach = reach
         self._floor = reach.floor
@@ -138,7 +139,7 @@ class Comparison:
 
     @property
     def wants(self) -> Side | None:
-        """The side that has to be fed next, from `position` on."""
+        """The side that has to be fed next, from `position` on; only where it is settled."""
         for side in Side:
             half = self._halves[side]
             if not half.items and half.position < half.end:
@@ -156,6 +157,8 @@ class Comparison:
 
     def feed(self, side: Side, data: memoryview, aborted: Iterable[tuple[int, int]] = ()) -> None:
         """What a fetch from `position` on returned; `aborted` are (producer id, first offset) as the broker named them.
+
+        Takes milliseconds: where batches have to be taken apart, it is `unsettled`, and wants nothing before `settle`.
 
         Raises:
             DecodeError: the bytes are no batches.
@@ -217,17 +220,21 @@ class Comparison:
             else:
                 items.append(Item(_NOWHERE, 0, before, newest, None, data, at))
         half.position = min(max(position, start), max(end, start))
-        self._merge()
+        self._merge(thorough=False)
 
     def close(self, side: Side) -> None:
         """This side holds nothing more in front of its end."""
         half = self._halves[side]
         half.position = half.end
-        self._merge()
+        self._merge(thorough=False)
+
+    def settle(self) -> None:
+        """Compare the rest of what was fed, record by record. DecodeError: some bytes are no records."""
+        self._merge(thorough=True)
 
     # -- merging --------------------------------------------------------------------------------------------------
 
-    def _merge(self) -> None:
+    def _merge(self, *, thorough: bool) -> None:
         source, target = self._source, self._target
         left, right = source.items, target.items
         report = self.report
@@ -252,13 +259,17 @@ class Comparison:
                     continue
             elif left:
                 if target.position < target.end:
-                    return
+                    break
             elif right:
                 if source.position < source.end:
-                    return
+                    break
             else:
+                break
+            if not thorough:
+                self.unsettled = True
                 return
             self._differ()
+        self.unsettled = False
 
     def _differ(self) -> None:
         """One step where the heads are not the same, or one side has ended."""

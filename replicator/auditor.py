@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import trio
@@ -241,7 +240,9 @@ class Auditor:
                 data = await reader.next()
                 if not len(data):
                     continue
-                await trio.to_thread.run_sync(partial(comparison.feed, side, data, reader.aborted))
+                comparison.feed(side, data, reader.aborted)
+                if comparison.unsettled:  # records are looked at, which may take long
+                    await trio.to_thread.run_sync(comparison.settle)
             except DecodeError as error:
                 raise Problem(f"{self._clients[side].name} at offset {reader.offset}: {error}") from None
             except Refused as error:

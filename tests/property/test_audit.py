@@ -106,6 +106,8 @@ def run(
             made.feed(side, data, aborted)
         else:
             made.close(side)
+        if made.unsettled:
+            made.settle()
         if interrupted and chance.random() < 0.5:
             made = Comparison(made.reach, origin, table, rules, report)
     return report

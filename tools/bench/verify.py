@@ -133,6 +133,7 @@ async def compared(source: ClusterClient, target: ClusterClient, topic: str) -> 
     made = Comparison(Reach(0, ends[0], 0, ends[1], ends[1], 0), own, table, Rules(), report)
     while (side := made.wants) is not None:
         made.feed(side, memoryview(data[side]))
+        assert not made.unsettled
     spent = time.process_time() - started
     assert report.clean and report.total("identical") == ends[0]
     return spent, pairs[-1][0].end
