@@ -106,6 +106,9 @@ class FakeOffice:
     async def mirror_remove(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
         return {"mirrors": [], "problems": [], "applied": apply}
 
+    async def offset(self, topic: str, partition: int, offset: int, source: str, target: str) -> Document:
+        return {"offset": offset + partition, "exact": True, "topic": topic, "from": source, "to": target}
+
     async def verify(self, asked: Mapping[str, object]) -> Document:
         return {"pieces": [], "asked": dict(asked), "cursor": None}
 
@@ -146,6 +149,9 @@ async def test_documents_and_errors_are_json() -> None:
             ("/api/v1/clusters", 503, "the store is away"),
             ("/api/v1/groups", 500, "the log says more"),
             ("/api/v1/nothing", 404, "not found"),
+            ("/api/v1/offsets/orders/0/x?from=a&to=b", 400, "offset"),
+            ("/api/v1/offsets/orders/-1/5?from=a&to=b", 400, "partition"),
+            ("/api/v1/offsets/orders/0/5?from=a", 400, "to: the name of a cluster"),
             ("/api/v1/history?limit=0", 400, "limit"),
             ("/api/v1/config/apply", 405, "not allowed"),
         ):
