@@ -408,9 +408,20 @@ class Session:
             )
             status.condition, status.detail = Condition.COPYING, ""
 
+        failures: list[Exception] = []  # one of them is enough to begin anew; a group would be nobody's to handle
+
+        async def tried(number: int) -> None:
+            try:
+                await one(number)
+            except (ClientError, Damaged, DecodeError) as error:
+                failures.append(error)
+                nursery.cancel_scope.cancel()
+
         async with trio.open_nursery() as nursery:
             for number in self.assignment.partitions:
-                nursery.start_soon(one, number)
+                nursery.start_soon(tried, number)
+        if failures:
+            raise failures[0]
 
     def _stop(self, number: int, stop: Stop) -> None:
         status = self.link.status[self.assignment.topic, number]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
-from kafka_client import ClusterClient, Refused
+from kafka_client import ClientError, ClusterClient, Refused
 from kafka_client.cluster import backoff
 from kafka_wire.batches import walk
 from kafka_wire.codec import Message
@@ -292,13 +292,21 @@ async def _oldest(client: ClusterClient, topic: str, count: int) -> int | None:
     starts = await offsets(client, topic, range(count), EARLIEST)
     ends = await offsets(client, topic, range(count), LATEST)
     times: list[int] = []
+    failures: list[ClientError] = []
 
     async def look(number: int) -> None:
-        part = await LogReader(client, topic, number, starts[number], seconds=10.0).next(wait_ms=0)
+        try:
+            part = await LogReader(client, topic, number, starts[number], seconds=10.0).next(wait_ms=0)
+        except ClientError as error:
+            failures.append(error)
+            nursery.cancel_scope.cancel()
+            return
         times.extend(one.base_timestamp for one in list(walk(part))[:1] if one.base_timestamp >= 0)
 
     async with trio.open_nursery() as nursery:
         for number in list(range(count))[:32]:
             if starts[number] < ends[number]:
                 nursery.start_soon(look, number)
+    if failures:
+        raise failures[0]
     return min(times, default=None)
