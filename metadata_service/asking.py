@@ -16,6 +16,7 @@ from kafka_client import ClientError, ClusterClient, UnsupportedApi
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR, error_name
 from metadata_service.failures import Undecided
+from metadata_service.models import OWN_TRANSACTIONS
 from metadata_service.store.clock import Backoff
 from metadata_service.view import Partition, PhysicalTopic
 
@@ -232,7 +233,7 @@ async def list_groups(client: ClusterClient, *, timeout: float = 2 * TIMEOUT) ->
 
 
 async def list_transactions(client: ClusterClient, *, timeout: float = 2 * TIMEOUT) -> dict[str, FoundTransaction]:
-    """Every transactional id a cluster remembers. Raises Undecided as `list_groups`."""
+    """Every transactional id a cluster remembers, but for our own. Raises Undecided as `list_groups`."""
     message = {"state_filters": [], "producer_id_filters": [], "duration_filter": -1}
     try:
         answers = await _ask_brokers(client, LIST_TRANSACTIONS, message, timeout)
@@ -242,6 +243,7 @@ async def list_transactions(client: ClusterClient, *, timeout: float = 2 * TIMEO
         one["transactional_id"]: FoundTransaction(one["transactional_id"], one["transaction_state"], one["producer_id"])
         for answer in answers.values()
         for one in answer["transaction_states"]
+        if not one["transactional_id"].startswith(OWN_TRANSACTIONS)
     }
 
 

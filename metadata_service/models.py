@@ -19,6 +19,8 @@ MAX_CLUSTER_INDEX = 4094
 KAFKA_INTERNAL = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state"})
 OWN_PREFIX = "__kfed_"  # topics the federation keeps for itself on each cluster; clients never see them
 
+OWN_TRANSACTIONS = "kfed-mirror."  # transactional ids the mirrors use; clients neither see nor use them
+
 VIEW = "view/"
 FEDERATION = "view/federation"
 PLACEMENT = "view/placement"

@@ -13,7 +13,7 @@ from typing import Any
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from metadata_service.failures import StubRefused
-from metadata_service.models import is_internal
+from metadata_service.models import OWN_TRANSACTIONS, is_internal
 from metadata_service.view import View
 from proxy.apis.contract import Call, Handler, Refused
 from proxy.apis.mapping import clean_text, forward
@@ -55,7 +55,9 @@ async def group_home(call: Call, group: str, uses: int | None = None) -> str:
 
 
 async def transaction_home(call: Call, transactional_id: str, uses: int | None = None) -> str:
-    """The same for a transactional id."""
+    """The same for a transactional id. Raises Refused for one of ours: whoever used it would stop a mirror."""
+    if transactional_id.startswith(OWN_TRANSACTIONS):
+        raise Refused(ERROR.TRANSACTIONAL_ID_AUTHORIZATION_FAILED)
     known = call.view.transactions.get(transactional_id)
     if known is not None:
         return known.cluster

@@ -20,6 +20,7 @@ from collections import OrderedDict
 
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
+from metadata_service.models import OWN_TRANSACTIONS
 from metadata_service.view import View
 from proxy.apis.contract import Call, Handler
 from proxy.apis.group_state import in_order, prepared
@@ -189,7 +190,8 @@ async def list_transactions(call: Call, version: int, request: Message) -> Messa
     response["transaction_states"] = [
         one
         for one in response["transaction_states"]
-        if one["transactional_id"] not in homes or homes[one["transactional_id"]].cluster == call.cluster
+        if (one["transactional_id"] not in homes or homes[one["transactional_id"]].cluster == call.cluster)
+        and not one["transactional_id"].startswith(OWN_TRANSACTIONS)
     ]
     return response
 

@@ -12,6 +12,7 @@ from metadata_service.failures import StubRefused, Undecided
 from metadata_service.store.contract import StoreUnavailable
 from proxy.apis import subscriptions
 from proxy.apis.transactions import tag, untag, without_placement
+from replicator.journal import unit_name
 from tests.fixtures.calls import FakeCall, handle, home, served, stub, two_clusters, uuid
 
 OK: Message = {"error_code": 0}
@@ -397,10 +398,16 @@ async def test_transactional_commits_need_stubs_too() -> None:
 
 async def test_transactions_are_listed_once_from_their_home() -> None:
     call = FakeCall(two_clusters(transactions={"there": home("there", "west")}))
-    states = [{"transactional_id": one, "producer_id": 1, "transaction_state": "Ongoing"} for one in ("there", "a")]
+    ours = unit_name("", "orders", 0)
+    ids = ("there", "a", ours)
+    states = [{"transactional_id": one, "producer_id": 1, "transaction_state": "Ongoing"} for one in ids]
     call.script("east", 66, {"transaction_states": states})
     response = await handle(call, 66, 1, {})
     assert [one["transactional_id"] for one in response["transaction_states"]] == ["a"]
+    found = await handle(call, 10, 4, {"key_type": 1, "coordinator_keys": [ours]})
+    assert found["coordinators"][0]["error_code"] == ERROR.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+    begun = await handle(call, 22, 4, {"transactional_id": ours, "transaction_timeout_ms": 1000})
+    assert begun["error_code"] == ERROR.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
 
 
 USES: list[tuple[int, int, Message]] = [
