@@ -40,7 +40,7 @@ BUCKETS: tuple[Column, ...] = (
 
 
 def run(options: argparse.Namespace) -> int:
-    """DONE where both sides hold the same, FAILED where anything differs or could not be compared."""
+    """DONE where both sides hold the same, FAILED where anything differs or nothing could be compared."""
     asked: Document = {
         "topics": options.topics,
         "from": options.source,
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         output.document(found)
     else:
         show(found, asked["bucket"])
-    return DONE if found["identical"] else FAILED
+    return DONE if found["identical"] and compared(found) else FAILED
 
 
 def gathered(
@@ -173,7 +173,16 @@ def show(found: Document, bucket: int) -> None:
     for line in lines:
         print(line)
     print()
-    print("Identical." if found["identical"] else "Not identical.")
+    if not found["identical"]:
+        print("Not identical.")
+    else:
+        print("Identical." if compared(found) else "Not known yet: nothing was compared; ask again.")
+
+
+def compared(found: Document) -> bool:
+    """Whether anything was compared, or there was nothing to compare: a mirror that has just begun is no proof."""
+    parts = found["partitions"]
+    return any(one.get("buckets") for one in parts) or not any(one["not_compared"] for one in parts)
 
 
 def _lines(one: Mapping[str, Any]) -> Iterable[str]:

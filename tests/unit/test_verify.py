@@ -156,6 +156,17 @@ def test_it_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert row.split()[-6:] == ["14", "10", "3", "30", "1", "0"]
 
 
+def test_what_was_not_compared_is_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    gap = {"side": "source", "from": 0, "to": 9, "why": "not mirrored yet when this began"}
+    for one, last in (
+        (piece(), "Identical."),  # an empty topic
+        (piece(not_compared=[gap]), "Not known yet: nothing was compared; ask again."),
+        (piece(not_compared=[gap], buckets=[bucket(0, 5)]), "Identical."),
+    ):
+        verify.show(verify.gathered(told({"pieces": [one], "bytes": 1, "cursor": None})[0]), 3600)
+        assert capsys.readouterr().out.splitlines()[-1] == last
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("15m", 900), ("1h", 3600), ("2d", 172_800)])
 def test_lengths_of_time(text: str, seconds: int) -> None:
     assert verify.seconds_of(text) == seconds
