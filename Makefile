@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.stamp
 PACKAGES := kafka_wire metadata_service offset_sync replicator proxy kafka_client runtime admin cli console
 SOURCES  := $(PACKAGES) tools tests
 
-.PHONY: setup requirements kafka format check test soak bench demo clean
+.PHONY: setup requirements kafka format check test soak bench bench-tables demo clean
 
 setup: $(STAMP)
 
@@ -58,6 +58,9 @@ soak: kafka
 
 bench: kafka
 	$(BIN)/python -m tools.bench
+
+bench-tables: setup
+	$(BIN)/python -m tools.bench.tables
 
 demo: kafka
 	$(BIN)/python -m tools.demo
