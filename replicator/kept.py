@@ -17,7 +17,7 @@ from offset_sync.guard import Guard
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
 from replicator.core import Found, Recovered, judge
-from replicator.journal import CHUNK, GUARD, INTENT, STATE, TABLE, Intent, State, Stored, Stream
+from replicator.journal import CHUNK, GUARD, INTENT, LOST, STATE, TABLE, Intent, State, Stored, Stream
 
 SHIP = ""  # the scope of a ship's table; those of an exchange have their source's name
 _NUMBER_BYTES = 8
@@ -40,12 +40,25 @@ class Kept:
     besides, only open intents are kept, and with `guards` the producers' stored entries.
     """
 
-    __slots__ = ("_chunks", "_guards", "_settled", "_table", "intents", "news", "producers", "state", "stream", "table")
+    __slots__ = (
+        "_chunks",
+        "_guards",
+        "_settled",
+        "_table",
+        "intents",
+        "lost",
+        "news",
+        "producers",
+        "state",
+        "stream",
+        "table",
+    )
 
     def __init__(self, stream: Stream, *, guards: bool = False) -> None:
         self.stream = stream
         self.state: State | None = None  # None: no mirror has ever written this partition
         self.table = Table()
+        self.lost = ""  # how the cluster was found to have lost what is in the table
         self.intents: dict[int, bytes] = {}  # by slot
         self.producers: dict[int, bytes] = {}
         self.news: set[int] = set()  # producers that were changed since somebody cleared this
@@ -70,6 +83,8 @@ class Kept:
                 self.intents.pop(number, None)
             else:
                 self.intents[number] = value
+        elif kind == LOST:
+            self.lost = "" if value is None else value.decode(errors="replace")
         elif kind == GUARD:
             if self._guards:
                 self._producer(number, value)
@@ -102,6 +117,8 @@ class Kept:
         self._chunks.clear()
         self.intents.clear()
         self.producers.clear()
+        self.news.clear()
+        self.lost = ""
 
     def _apply(self) -> None:
         """The checkpoint is whole: its state comes last."""

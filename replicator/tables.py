@@ -20,7 +20,7 @@ from kafka_wire.errors import ERROR
 from kafka_wire.records import decode_records, fields_of
 from offset_sync.varints import Damaged
 from replicator import journal
-from replicator.core import Found, Recovered
+from replicator.core import Found, Inconsistent, Recovered
 from replicator.journal import Stream
 from replicator.kept import SHIP, Held, Keeper, Kept
 from replicator.topics import EARLIEST, LATEST, READ_BYTES, RETRIABLE, LogReader, TopicInfo, describe, offsets
@@ -261,6 +261,8 @@ async def held(following: Following, client: ClusterClient, topic: str, partitio
     found = await following.follow(topic, [partition], scopes)
     written: dict[str, Recovered] = {}
     for (_, scope), kept in found.items():
+        if kept.lost:
+            raise Inconsistent(f"{client.name} has lost records of {topic}-{partition}: {kept.lost}")
         if kept.state is not None:
             tail = []
             if kept.intents and kept.covered < end:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 from unittest.mock import patch
 
+import pytest
 import trio
 
 from kafka_client import ClusterClient
@@ -15,6 +16,7 @@ from kafka_wire.records import Record, body_of, encode_batch
 from offset_sync.guard import Entry
 from offset_sync.table import Table
 from replicator.claim import read_registry
+from replicator.core import Inconsistent
 from replicator.journal import Stream
 from replicator.link import Link, units
 from replicator.states import Condition
@@ -233,6 +235,8 @@ async def test_a_copy_begun_anew(east: Cluster, west: Cluster, names: Names) -> 
                 await becomes(partial(stored, here, stream), lambda one: bool(one.lost))
             async with copying(there, here, 1) as link:
                 await condition(link, topic, Condition.TARGET_LOST)
+            with pytest.raises(Inconsistent, match="for the test"):
+                await table_on(here, topic)
             follower = Following(here)
             (kept,) = (await follower.follow(topic, [0])).values()
             assert len(kept.table.runs) > 4
