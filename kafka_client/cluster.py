@@ -206,8 +206,11 @@ class ClusterClient:
         timeout: float = 10.0,
         *,
         retry: bool = False,
+        answer_bytes: int = 0,
     ) -> Message:
         """A request to one broker, or to any live one; the decoded answer.
+
+        `answer_bytes` is how large it may well be: room for it is then made at once instead of bit by bit.
 
         With `retry`, failures of the connection are retried with backoff until `timeout` (seconds, for everything);
         without, only those where the request was certainly not sent, and only while another broker can be tried.
@@ -224,7 +227,7 @@ class ClusterClient:
             address = await self._target(broker, tried, deadline)
             try:
                 left = deadline - trio.current_time()
-                return await self._call_at(address, key, message, version, max(left, 0.0))
+                return await self._call_at(address, key, message, version, max(left, 0.0), answer_bytes)
             except BrokerUnavailable as error:
                 tried.add(address)
                 if self._closed:
@@ -425,7 +428,13 @@ class ClusterClient:
         return min((one for one in self._candidates() if one not in tried), key=rank)
 
     async def _call_at(
-        self, address: Address, key: int, message: Message, version: int | None, timeout: float
+        self,
+        address: Address,
+        key: int,
+        message: Message,
+        version: int | None,
+        timeout: float,
+        answer_bytes: int = 0,
     ) -> Message:
         started = trio.current_time()
         connection: Connection | None = None
@@ -433,6 +442,7 @@ class ClusterClient:
             connection = await self._connection(address)
         if connection is None:
             raise CallTimeout(f"{address[0]}:{address[1]}: no connection within {timeout:g} s")
+        connection.grow = max(connection.grow, answer_bytes)
         left = max(timeout - (trio.current_time() - started), 0.0)
         try:
             answer = await connection.call(key, message, version, left)

@@ -197,7 +197,7 @@ class LogReader:
             "session_epoch": -1,
             "topics": [{"topic": topic.name, "topic_id": topic.id, "partitions": [asked]}],
         }
-        answer = await self._client.call(FETCH, message, broker=leader)
+        answer = await self._client.call(FETCH, message, broker=leader, answer_bytes=2 * self._read_bytes)
         if answer.get("error_code"):
             raise Refused(f"{self._client.name}: Fetch", answer["error_code"])
         return fetched(topic.name, answer["responses"][0]["partitions"][0])
