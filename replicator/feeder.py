@@ -68,10 +68,15 @@ class Feeder:
         self._feeds: dict[Place, Feed] = {}
         self._by_answer: dict[tuple[str | bytes, int], Feed] = {}
         self._changed = trio.Event()
+        self._asked: dict[Place, Feed] = {}  # for whom the newest request asks
+        self._replaced = False
         self.requests = 0
 
     def add(self, feed: Feed) -> None:
         topic, partition = feed.origin
+        # What was asked for its predecessor is not for it: neither an answer on its way, nor what the session thinks that
+        # we know.
+        self._replaced = self._replaced or feed.origin in self._asked
         self._feeds[feed.origin] = feed
         self._by_answer[topic.name, partition] = self._by_answer[topic.id, partition] = feed
         self.wake()
@@ -109,6 +114,7 @@ class Feeder:
         connection.grow = 2 * RESPONSE_BYTES
         while True:
             wanted: dict[Place, Wanted] = {}
+            asked: dict[Place, Feed] = {}
             skipped = False
             waiting = 0
             for place, feed in self._feeds.items():
@@ -117,12 +123,16 @@ class Feeder:
                 if one is None:
                     skipped = True
                 else:
-                    wanted[place] = one
+                    wanted[place], asked[place] = one, feed
             if not wanted or waiting > WAITING_BYTES:
                 self._changed = trio.Event()
                 with trio.move_on_after(0.1):
                     await self._changed.wait()
                 continue
+            if self._replaced:
+                self._replaced = False
+                session.begin_anew()
+            self._asked = asked
             # Where a partition is left out for now, the others' silence must not hold it back.
             frame = session.request(
                 wanted,
@@ -137,8 +147,7 @@ class Feeder:
             size = 0
             for answer in answers:
                 found = self._by_answer.get((answer.topic, answer.partition))
-                asked = wanted.get(found.origin) if found is not None else None
-                if found is not None and asked is not None:
+                if found is not None and asked.get(found.origin) is found:
                     size += len(answer.records)
                     await found.fetched(answer)
             await self._limit.spend(size)

@@ -226,6 +226,11 @@ class FetchSession:
         key = "topic_id" if self.by_id else "topic"
         return 0, [fetched(topic[key], one) for topic in body["responses"] for one in topic["partitions"]]
 
+    def begin_anew(self) -> None:
+        """The next request asks for everything in a new session, and ends this one: then everything is told again."""
+        self.epoch = 0
+        self.sent = {}
+
     def reset(self) -> None:
         self.id = self.epoch = 0
         self.sent = {}
