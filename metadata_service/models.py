@@ -84,6 +84,7 @@ class PlacementEpoch(_Record, frozen=True):
     cluster: str
     topic_id: str  # the physical topic's id on that cluster, 32 hex digits
     first: dict[int, int] = {}
+    first_physical: dict[int, int] = {}  # where `first` lies on `cluster`: its table's own part begins there
     physical_epochs: dict[int, tuple[tuple[int, int], ...]] = {}
     tag_producers: bool = False  # add placement_epoch << 52 to producer ids: this cluster has held the topic before
 
