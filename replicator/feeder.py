@@ -74,8 +74,8 @@ class Feeder:
 
     def add(self, feed: Feed) -> None:
         topic, partition = feed.origin
-        # What was asked for its predecessor is not for it: neither an answer on its way, nor what the session thinks that
-        # we know.
+        # What was asked for its predecessor is not for it: neither an answer on its way, nor what the session thinks
+        # that we know.
         self._replaced = self._replaced or feed.origin in self._asked
         self._feeds[feed.origin] = feed
         self._by_answer[topic.name, partition] = self._by_answer[topic.id, partition] = feed

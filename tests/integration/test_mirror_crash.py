@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 
@@ -23,7 +24,9 @@ async def killed(
     """Load on the source while mirrors are killed; then what both sides hold, by partition."""
     for cluster in (source, target):
         await create(cluster, topic, PARTITIONS)
-    chance = random.Random(topic)
+    seed = os.environ.get("KFED_TEST_SEED", topic)
+    print(f"KFED_TEST_SEED={seed}: when mirrors are killed")
+    chance = random.Random(seed)
     topics = {topic: PARTITIONS}
     load = Load(source, topic, PARTITIONS)
     running = load.running()
@@ -33,9 +36,9 @@ async def killed(
             async with mirror_process(source, target, topics, broken=broken) as mirror:
                 if number % 4 != 3:  # else: somewhere in the take-over
                     await mirror.until_copying()
-                    await trio.sleep(chance.uniform(0.0, 0.8))
+                    await trio.sleep(chance.uniform(0.0, 0.6))
                 else:
-                    await trio.sleep(chance.uniform(0.5, 2.0))
+                    await trio.sleep(chance.uniform(0.5, 1.5))
     finally:
         await trio.to_thread.run_sync(running.__exit__, None, None, None)
     async with (
@@ -60,7 +63,7 @@ async def killed(
 
 @pytest.mark.timeout(400)
 async def test_kills_neither_lose_nor_double(east: Cluster, west: Cluster, names: Names) -> None:
-    copies = await killed(east, west, names.topic("crash"), 10)
+    copies = await killed(east, west, names.topic("crash"), 20)
     assert sum(len(there) for there, _ in copies) > 1000
     assert {one.codec for there, _ in copies for one in there} == {0, 1, 2, 3, 4}
     for there, here in copies:
