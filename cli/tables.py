@@ -168,14 +168,14 @@ def home(document: Document) -> None:
 def mirror_plan(document: Document) -> None:
     """Mirrors to be created or removed: a plan, or what was done."""
     table(MIRROR_PLAN, document["mirrors"], empty="no mirrors", fold=True)
-    settings = [
-        {"mirror": f"{one['topic']} -> {one['target']}", "setting": name, "value": value}
-        for one in document["mirrors"]
-        for name, value in one.get("configuration", {}).items()
-    ]
-    if settings:
-        print("\nconfiguration of the targets")
-        table((("mirror", "mirror"), ("setting", "setting"), ("value", "value")), settings)
+    alike: dict[tuple[tuple[str, object], ...], list[str]] = {}
+    for one in document["mirrors"]:
+        if one.get("configuration"):
+            alike.setdefault(tuple(one["configuration"].items()), []).append(f"{one['topic']} on {one['target']}")
+    for settings, targets in alike.items():
+        more = f" and {len(targets) - 3} more" if len(targets) > 3 else ""
+        print(f"\nconfiguration of {text(targets[:3])}{more}")
+        table((("setting", "setting"), ("value", "value")), [{"setting": name, "value": one} for name, one in settings])
     rates = [one for one in document.get("links", []) if one["rate"]["from"] != one["rate"]["to"]]
     for one in rates:
         before, after = (_rate(value) or "no limit" for value in (one["rate"]["from"], one["rate"]["to"]))

@@ -203,7 +203,11 @@ class Mirrorkeeping:
             if client is None or not cluster.snapshot.reachable:
                 raise Undecided(mirror.target, f"the copy of {mirror.topic!r} is deleted when it is back")
             await delete_topic(client, mirror.topic, mirror.target_id)
-            self._member.discovery.refresh(mirror.target)
+            shown = cluster.snapshot.topics.get(mirror.topic)
+            if shown is not None and shown.id.hex() == mirror.target_id:
+                # Until the view sees it gone it is our copy; without the record it would be taken for somebody's topic.
+                self._member.discovery.refresh(mirror.target)
+                return
         await self._settle(mirror, None)
         others = [
             one

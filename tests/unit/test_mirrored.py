@@ -149,3 +149,31 @@ def test_units_are_wanted_of_what_runs() -> None:
     assert count(facts(link="paused")) == count(facts(state="removing")) == count(facts(state="paused")) == 0
     wanted = list(units_of(facts(partitions=33).view, lambda _: 0).values())
     assert [one.partitions for one in wanted] == [tuple(range(32)), (32,)]
+
+
+def test_a_plan_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    mirrors: list[dict[str, Any]] = [
+        {
+            "topic": f"t{number}",
+            "source": "east",
+            "target": "west",
+            "mode": "ship",
+            "partitions": 3,
+            "target_topic": "reopen",
+            "expand_to": None,
+            "configuration": {"retention.ms": "5"},
+            "notes": [],
+        }
+        for number in range(5)
+    ]
+    links = [{"source": "east", "target": "west", "rate": {"from": 0.0, "to": 5_000_000.0}}]
+    plan: dict[str, Any] = {"mirrors": mirrors, "links": links, "problems": [], "applied": False}
+    tables.mirror_plan(plan)
+    out = capsys.readouterr().out
+    assert "a closed stand-in, is opened" in out and "no limit becomes 5.0 MB/s" in out
+    assert "t0 on west, t1 on west, t2 on west and 2 more" in out and out.count("retention.ms") == 1
+    assert out.endswith("do it with --apply.\n")
+    tables.mirror_plan({**plan, "applied": True, "waiting": {"t0 east -> west": "it is starting"}})
+    assert "- t0 east -> west: it is starting" in capsys.readouterr().out
+    tables.mirror_plan({**plan, "problems": ["no"]})
+    assert "Nothing is done" in capsys.readouterr().out
