@@ -89,7 +89,10 @@ class Service:
         following = member.following
         # `allowed` is asked by links, which begin when there is something to copy.
         self.replicator = Replicator(
-            _Clusters(member.clients), allowed=lambda: self.sharing.allowed(), owner=f"{self.instance}/{self.number}"
+            _Clusters(member.clients),
+            allowed=lambda: self.sharing.allowed(),
+            owner=f"{self.instance}/{self.number}",
+            follow_acls=self.settings.replicator.follow_acls,
         )
         self.sharing = Sharing(member, self.replicator)
         reporting = Reporting(member, self.replicator, self.sharing)

@@ -310,6 +310,10 @@ class Replicator:
     def samples(self) -> Iterator[tuple[str, tuple[str, ...], float]]:
         """Metrics: (name, labels as runtime.metrics describes them, value)."""
         now = time.time()
+        for mirror, progress in self.mirrors.items():
+            if progress.rules_at > 0 and 0 in progress.running:
+                where = (mirror.source, mirror.target, mirror.topic)
+                yield "kfed_mirror_rule_differences", where, len(progress.rules.remarks)
         for mirror, number, status in self.statuses():
             labels = (mirror.source, mirror.target, mirror.topic, str(number))
             if status.lag >= 0:

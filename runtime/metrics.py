@@ -187,6 +187,12 @@ METRICS = (
         ("source", "target", "topic", "partition", "condition"),
         "1 for the condition the partition is in: starting, copying, caught_up, or one that waits for an operator.",
     ),
+    Described(
+        "kfed_mirror_rule_differences",
+        "gauge",
+        ("source", "target", "topic"),
+        "ACLs of a ship's topic, and client quotas, that differ between the clusters and are left to people.",
+    ),
     Described("kfed_replicator_units", "gauge", (), "Units that this process holds."),
     Described("kfed_children_restarts_total", "counter", ("child",), "Child processes started again after they ended."),
     Described("kfed_child_up", "gauge", ("child",), "1: the child process is ready."),

@@ -152,6 +152,7 @@ class Replicator(_Settings, frozen=True):
     """Processes that copy between clusters. They share the mirrors' work with those of other instances."""
 
     workers: int = 1  # processes; `kfed run` starts them with the first mirror, and 0 leaves copying to others
+    follow_acls: bool = True  # create a ship's topic ACLs on the target where they are missing; never delete any
 
 
 class Admin(_Settings, frozen=True):
