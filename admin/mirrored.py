@@ -11,6 +11,7 @@ from metadata_service.doctor import SHOWN, Finding
 from metadata_service.mirrorkeeping import missing_standbys
 from metadata_service.models import MirrorRecord, PartitionReport, ReportRecord, is_internal
 from metadata_service.status import Facts
+from replicator.reporting import REPORTED
 from replicator.states import STOPPED, WAY_OUT, Condition
 
 NOBODY_AFTER = 20.0  # seconds a new mirror may be without a worker
@@ -91,7 +92,8 @@ def waiting(facts: Facts, record: MirrorRecord, one: Seen) -> str | None:
     cluster = facts.view.clusters.get(record.source)
     topic = cluster.snapshot.topics.get(record.topic) if cluster is not None else None
     begun = [part for part in one.partitions.values() if part.condition in _BEGUN]
-    if len(begun) < max(len(topic.partitions) if topic is not None else 1, len(one.partitions)):
+    expected = min(len(topic.partitions) if topic is not None else 1, REPORTED)
+    if len(begun) < max(expected, len(one.partitions)):
         return "it is starting"
     return None if record.target_id else "it is starting"
 

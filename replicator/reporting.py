@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import msgspec
 import trio
 
+from metadata_service.failures import DecisionFailed
 from metadata_service.member import Member
 from metadata_service.models import MirrorRecord, PartitionReport, ReportRecord, mirror_key, report_key
 from metadata_service.records import encode, settle
-from metadata_service.store.contract import Delete, Operation, Put, StoreError
+from metadata_service.store.contract import Delete, Operation, Put, StoreError, StoreReplaced
 from replicator.sharing import Sharing
 from replicator.states import Condition, Status
 from replicator.worker import Mirror, Progress, Replicator
@@ -22,6 +23,8 @@ log = logging.get(__name__)
 EVERY = 2.0  # seconds
 COMMIT_BYTES = 512 << 10
 COMMIT_KEYS = 64
+REPORTED = 3000  # partitions in a report: it has to fit into one commit
+DETAIL = 200  # characters
 _NO_ID = bytes(16)
 
 
@@ -33,7 +36,7 @@ def partition_report(status: Status, now: float) -> PartitionReport:
         end=status.end,
         lag_bytes=status.lag_bytes,
         lag_seconds=round(status.lag_seconds(now), 1),
-        detail=status.detail,
+        detail=status.detail[:DETAIL],
         foreign=status.foreign,
         overtaken=status.overtaken,
     )
@@ -43,7 +46,12 @@ def report(
     progress: Progress, statuses: Mapping[int, Status], rate: float, now: float, missing: bool = False
 ) -> ReportRecord:
     """What is said of a mirror. `rate`: bytes a second; `now`: Unix seconds; `missing`: its source has no topic."""
-    partitions = {number: partition_report(one, now) for number, one in sorted(statuses.items())}
+    numbers = sorted(statuses)
+    if len(numbers) > REPORTED:  # those that matter: what has stopped, and what is furthest behind
+        well = frozenset({Condition.COPYING, Condition.CAUGHT_UP})
+        numbers.sort(key=lambda one: (statuses[one].condition in well, -statuses[one].lag))
+        numbers = sorted(numbers[:REPORTED])
+    partitions = {number: partition_report(statuses[number], now) for number in numbers}
     if not partitions and missing:
         gone = PartitionReport(condition=Condition.MISSING.value, position=-1, end=-1, detail=progress.error)
         partitions = {0: gone}
@@ -77,7 +85,9 @@ class Reporting:
             try:
                 await self._write()
                 await self._note_targets()
-            except StoreError as error:
+            except StoreReplaced:
+                raise
+            except (StoreError, DecisionFailed) as error:
                 log.debug("mirrors could not be reported", error=str(error))
 
     def _reports(self) -> dict[Mirror, ReportRecord]:

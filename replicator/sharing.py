@@ -35,6 +35,7 @@ from metadata_service.store.contract import (
     Snapshot,
     StoreError,
     StoreRefused,
+    StoreReplaced,
     Unchanged,
 )
 from metadata_service.view import View
@@ -136,8 +137,8 @@ class Sharing:
 
     async def _follow(self, prefix: str, apply: Callable[[str, KeyValue | None], None]) -> None:
         backoff = Backoff(0.2, 10.0)
+        known: set[str] = set()
         while True:
-            known: set[str] = set()
             try:
                 async with self._member.store.follow(prefix) as following:
                     async for item in following:
@@ -191,6 +192,8 @@ class Sharing:
             try:
                 await self._round(view)
                 backoff.reset()
+            except StoreReplaced:
+                raise
             except StoreError as error:
                 log.debug("units could not be claimed or given back", error=str(error))
                 await backoff.pause()
