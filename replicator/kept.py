@@ -107,6 +107,7 @@ class Kept:
             return
         chunks = [(number, data) for number, data in self._chunks.items() if data is not None]
         self._replace(Table() if self.state is None else Table.load(self._table, chunks))
+        self.table.runs = self.table.runs.copy()  # without the room that growing leaves
         self._settled = True
         self._applied()
 

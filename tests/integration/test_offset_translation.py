@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import permutations
+from unittest.mock import patch
 
 import pytest
 import trio
@@ -20,7 +21,7 @@ from replicator.translation import Flow, NotYet, Translator, way
 from replicator.worker import Mirror, Replicator
 from tests.fixtures.mirrors import Held, create, log_of
 from tests.fixtures.names import Names
-from tests.integration.test_mirror_cases import NOW, batch, clients, until, write
+from tests.integration.test_mirror_cases import NOW, at_least, batch, clients, until, write
 from tools.local_cluster import Cluster
 
 A, B, C = "east", "west", "triple"
@@ -248,3 +249,27 @@ async def test_reasons(east: Cluster, west: Cluster, triple: Cluster, names: Nam
         with pytest.raises(NotFound, match="no longer on west"):
             await ask(0, A, B, SHIP)
         assert await ask(1, A, B, SHIP) == int(str(first)) + 1
+
+
+async def test_what_no_checkpoint_tells_is_found_in_the_log(east: Cluster, west: Cluster, names: Names) -> None:
+    """A mirror that dies before it writes down what it copied: there are only intents."""
+    with patch("replicator.link.CHECKPOINT_SECONDS", 3600.0):
+        for flows in (SHIP, TWO):
+            topic = names.topic(f"judged-{flows[0].mode}")
+            for cluster in (east, west):
+                await create(cluster, topic, 1)
+            async with clients(east, west) as opened:
+                async with mirrors(opened, topic, flows):
+                    for one in opened[: len(flows)]:
+                        await plain(one, topic, one.name)
+                    for one in opened:
+                        await at_least(one, topic, 0, 15 * len(flows))
+                by_name = {one.name: one for one in opened}
+                tables, logs = Offsets(), {one.name: await log_of(one, topic, 0) for one in opened}
+                for source, target in ((A, B), (B, A)):
+                    assert len(logs[source]) == 15 * len(flows)
+                    for record in logs[source]:
+                        ends = source, target
+                        got = await tables.translated(by_name.get, [A, B], flows, topic, 0, record.offset, *ends)
+                        wanted = expected(logs[source], logs[target], record.offset)
+                        assert (got["offset"], got["exact"]) == (wanted, True)
