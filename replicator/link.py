@@ -55,6 +55,8 @@ LEADERS_SECONDS = 2.0
 MISSING_SECONDS = 5.0  # without the topic in the metadata until it counts as gone
 ALLOWED_SECONDS = 0.2  # between two looks whether a lease that had run out holds again
 KNOWN_EVERY = 8  # a transactional id is used so often in the time after which it would expire
+FENCES = 10  # take-overs in a row that fail within ten seconds, then they are made more rarely
+RARE_SECONDS = 20.0
 REFUSED_SECONDS = 60.0  # until a batch that the target refused is tried again
 SCANS_AT_ONCE = 8
 
@@ -221,7 +223,7 @@ class Link:
             ended.set()
 
     async def _sessions(self, assignment: Assignment) -> None:
-        failures = 0
+        failures = fenced = 0
         while True:
             if not self.allowed():  # a take-over fences: it is for those who certainly hold the unit
                 await trio.sleep(ALLOWED_SECONDS)
@@ -243,8 +245,11 @@ class Link:
             for number in assignment.partitions:
                 self.status[assignment.topic, number].restarts += 1
             self._show(assignment, Condition.DENIED if denied else Condition.STARTING, reason)
-            failures = 1 if trio.current_time() - started > 10 else failures + 1
-            await trio.sleep(backoff(failures))
+            lived = trio.current_time() - started > 10
+            failures = 1 if lived else failures + 1
+            # Each fence leaves a control record in every partition: those that lead to nothing become rare.
+            fenced = 0 if lived or session.unit is None else fenced + 1
+            await trio.sleep(backoff(failures) + (RARE_SECONDS if fenced > FENCES else 0.0))
 
     def _show(self, assignment: Assignment, condition: Condition, detail: str) -> None:
         """Of all its partitions but those that stand still for a reason of their own."""
@@ -444,7 +449,12 @@ class Session:
 
     def place(self, info: TopicInfo | None) -> None:
         """Give each partition to its present leader's feeder; None: no broker knows the topic."""
-        if self.over or self.source_topic is None:
+        if self.over:
+            return
+        known = info.partitions if info is not None else {}
+        if any(self._absent(number) for number in self.assignment.partitions if number in known):
+            self.fail("the source has what it had not")
+        if self.source_topic is None:
             return
         now = trio.current_time()
         self._missing_since = min(self._missing_since, now) if info is None else math.inf
@@ -472,6 +482,11 @@ class Session:
             self._placed[number] = leader, feeder
             lane.feeder = feeder
             feeder.add(lane)
+
+    def _absent(self, number: int) -> bool:
+        """Whether the source had no such partition when this session began."""
+        status = self.link.status[self.assignment.topic, number]
+        return number not in self.lanes and status.condition is Condition.MISSING
 
     async def _stay_known(self) -> None:
         """An empty transaction now and then, over the unit's part of the journal alone.

@@ -226,6 +226,22 @@ async def test_a_topic_created_anew_stops_its_mirror(east: Cluster, west: Cluste
         assert [one.value for one in await log_of(here, topic, 0)] == [b"old"]
 
 
+async def test_a_source_that_comes_later_is_copied_then(east: Cluster, west: Cluster, names: Names) -> None:
+    topic = names.topic("late")
+    await create(west, topic, 2)
+    async with clients(east, west) as (there, here), mirrored(there, here, topic, 2) as link:
+        await condition(link, topic, Condition.MISSING, 1)
+        await create(east, topic, 1)
+        await write(there, topic, batch(b"1"))
+        assert [one.value for one in await at_least(here, topic, 0, 1)] == [b"1"]
+        assert link.status[topic, 1].condition is Condition.MISSING
+        grown = {"topics": [{"name": topic, "count": 2, "assignments": None}], "timeout_ms": 5000}
+        assert (await there.call(37, grown))["results"][0]["error_code"] == 0
+        await at_least(there, topic, 1, 0)
+        await write(there, topic, batch(b"2"), partition=1)
+        assert [one.value for one in await at_least(here, topic, 1, 1)] == [b"2"]
+
+
 async def test_foreign_writes_are_seen_and_never_served(east: Cluster, west: Cluster, names: Names) -> None:
     topic, used = names.topic("foreign"), names.topic("used")
     for cluster in (east, west):
