@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from kafka_client import ClusterClient
+from replicator.prepare import alter
 from replicator.topics import LATEST, describe, offsets
 from tests.fixtures.kfed import Kfed
 from tests.fixtures.mirrors import Load, create, log_of
@@ -154,6 +155,17 @@ async def test_patterns_and_refusals(federation: Federation, east: Cluster, west
     async with client(west) as here:
         await kfed.caught_up({(plain, "west", 0): 1})
         assert await values(here, plain) == [b"1"]
+
+        async def finding(mended: bool) -> bool:
+            """Whether the doctor names the setting."""
+            found = (await kfed("doctor", "--json")).json["findings"]
+            about = [one["what"] for one in found if one["subject"] == f"{plain} east -> west"]
+            return mended is not any("message.timestamp.type" in one for one in about)
+
+        # Somebody changes the copy's configuration behind the mirror's back, and back.
+        for wanted in ("LogAppendTime", "CreateTime"):
+            await alter(here, plain, {"message.timestamp.type": wanted})
+            await until(lambda wanted=wanted: finding(wanted == "CreateTime"), wanted, 30)  # type: ignore[misc]
     ran = await kfed("mirror", "remove", names.topic("none"), *BETWEEN, "--apply", check=False)
     assert ran.status == 1 and "no mirror of it" in ran.out
     await kfed("mirror", "remove", pattern, *BETWEEN, "--delete-copy", "--apply")
