@@ -77,6 +77,62 @@ async def test_a_mirror_that_does_not_look_what_arrived_is_caught(east: Cluster,
     assert any([one.content for one in there] != [one.content for one in here] for there, here in copies)
 
 
+@pytest.mark.timeout(400)
+async def test_an_exchange_whose_mirrors_are_killed_ends_with_the_union(
+    east: Cluster, west: Cluster, names: Names
+) -> None:
+    topic, kills = names.topic("exchange"), 6
+    both = [east, west]
+    for cluster in both:
+        await create(cluster, topic, PARTITIONS)
+    chance = random.Random(os.environ.get("KFED_TEST_SEED", topic))
+    loads = [Load(one, topic, PARTITIONS, name=f"{one.name}-").running() for one in both]
+    for load in loads:
+        await trio.to_thread.run_sync(load.__enter__)
+
+    async def killed_again(source: Cluster, target: Cluster) -> None:
+        for _ in range(kills):
+            async with mirror_process(source, target, {topic: PARTITIONS}, exchange=True) as mirror:
+                await mirror.until_copying()
+                await trio.sleep(chance.uniform(0.0, 0.6))
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(killed_again, east, west)
+            nursery.start_soon(killed_again, west, east)
+    finally:
+        for load in loads:
+            await trio.to_thread.run_sync(load.__exit__, None, None, None)
+    async with ClusterClient("east", east.addresses()) as one, ClusterClient("west", west.addresses()) as two:
+
+        async def ends(client: ClusterClient) -> dict[tuple[str, int], int]:
+            found = await offsets(client, topic, range(PARTITIONS), LATEST)
+            return {(topic, number): end for number, end in found.items()}
+
+        exchange = {"exchange": True}
+        async with (
+            mirror_process(east, west, {topic: PARTITIONS}, **exchange) as there,
+            mirror_process(west, east, {topic: PARTITIONS}, **exchange) as back,
+        ):
+            with trio.fail_after(90):
+                await there.until_copying()
+                await back.until_copying()
+                # What each still has to copy was written by the load: it ended before they began.
+                await there.until_caught_up(await ends(one))
+                await back.until_caught_up(await ends(two))
+        for number in range(PARTITIONS):
+            logs = [await log_of(client, topic, number) for client in (one, two)]
+            for log in logs:
+                ids = [dict(held.headers)["id"] for held in log]
+                assert len(ids) == len(set(ids)) > 50 and not any(b"aborted" in (found or b"") for found in ids)
+            assert sorted(map(str, (held.content for held in logs[0]))) == sorted(
+                map(str, (held.content for held in logs[1]))
+            )
+            for origin in (b"east-", b"west-"):  # each keeps its order
+                first, second = [[h.content for h in log if dict(h.headers)["id"].startswith(origin)] for log in logs]
+                assert first == second
+
+
 @pytest.mark.soak
 async def test_two_hundred_kills(east: Cluster, west: Cluster, names: Names) -> None:
     copies = await killed(east, west, names.topic("soak"), 200)
