@@ -146,18 +146,24 @@ class Mirrorkeeping:
 
     async def _standbys(self, view: View) -> None:
         """A ship to every standby, and none that the rule does not want any longer."""
-        made = 0
+        made: list[str] = []
+        unwanted: list[str] = []
         for name, served in view.topics.items():
             record = served.record
             if not record.standbys or is_internal(name):
                 continue
             for missing in missing_standbys(view, record):
-                if made < AT_ONCE and await self._make(view, record, missing):
-                    made += 1
+                if len(made) < AT_ONCE and await self._make(view, record, missing):
+                    made.append(f"{name} {record.cluster} -> {missing}")
         for mirror in view.mirrors.values():
             if mirror.rule and mirror.state != "removing" and _unwanted(view, mirror):
                 log.info("a standby is not wanted any longer", topic=mirror.topic, target=mirror.target)
                 await self._settle(mirror, msgspec.structs.replace(mirror, state="removing"))
+                unwanted.append(f"{mirror.topic} {mirror.source} -> {mirror.target}")
+        record_change = self._member.federation.record_change
+        for what, some in (("standbys begun", made), ("standbys ended", unwanted)):
+            if some:
+                await record_change("placement rules", what, {"mirrors": some}, {"mirrors": len(some)})
 
     async def _make(self, view: View, record: TopicRecord, target: str) -> bool:
         mirror = MirrorRecord(

@@ -259,5 +259,7 @@ async def test_standbys_follow_the_rules(east: Cluster, west: Cluster, names: Na
             await kfed("config", "apply", "--apply", "-c", str(federation.configuration))
             await until(lambda: without(kfed, kept), "a mirror that the rules do not want")
             assert await values(here, kept) == [kept.encode()]
+            history = [(one["by"], one["what"]) for one in federation.ask("/api/v1/history")["history"]]
+            assert {("placement rules", "standbys begun"), ("placement rules", "standbys ended")} <= {*history}
             await kfed("mirror", "remove", missing, *BETWEEN, "--delete-copy", "--apply")
             assert missing not in await describe(there, [missing])
