@@ -33,6 +33,7 @@ from tests.integration.test_mirror_cases import (
     write,
 )
 from tests.integration.test_mirror_conditions import polled
+from tests.integration.test_mirror_network import over_bad_wires
 from tests.integration.test_mirror_records import headers_of
 from tools.local_cluster import Cluster, ClusterSpec
 
@@ -118,6 +119,15 @@ async def test_forgotten_producers_and_ids(forgetful: Cluster, west: Cluster, na
         source, target = await log_of(there, topic, 0), await log_of(here, topic, 0)
         assert contents(source) == contents(target) and len(target) == 30
         assert [table.physical(one.offset) for one in source[:-1]] == [one.offset for one in target[:-1]]
+
+
+@pytest.mark.timeout(240)
+async def test_cut_connections_to_a_broker_that_has_forgotten_us(
+    forgetful: Cluster, west: Cluster, names: Names
+) -> None:
+    """Half of the load's records are older than what the broker remembers of their producer."""
+    for there, here in await over_bad_wires(west, forgetful, names.topic("cut"), 8):
+        assert contents(there) == contents(here) and len(there) > 50
 
 
 async def test_retention_is_followed_and_what_it_overtook_is_counted(
