@@ -28,9 +28,10 @@ from kafka_wire.codec import DecodeError, Message, decode, encode, is_flexible
 from kafka_wire.errors import ERROR, error_name
 from kafka_wire.frames import response_body
 from kafka_wire.schema import NEVER, Versions, by_key
+from runtime.loopback import unpaced_on_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping
 
     from kafka_wire.codec import Buffer
 
@@ -41,7 +42,6 @@ MAX_IN_FLIGHT = 64
 REAUTHENTICATE_AT = 0.85  # of the session's lifetime; Java clients take 85 to 95 % (KIP-368)
 REAUTHENTICATE_PAUSE = 1.05  # seconds; brokers answer 34 to a handshake within a second of the last
 _READ, _GROW = 1 << 16, 1 << 18
-_JOIN, _VECTORS = 1 << 16, 512  # larger frames are sent in pieces; Linux takes 1024 at a time
 _SIZE, _CORRELATION = struct.Struct(">i"), struct.Struct(">i")
 
 
@@ -97,6 +97,7 @@ class Connection:
         self.grow = _GROW  # bytes a frame's buffer begins with: more where the broker is trusted not to lie about sizes
         self.distrusted = False  # the connection ended because TLS refused one side's certificate
         self._stream = stream
+        self._raw: socket.socket | None = None
         self._max_frame = max_frame
         self._slots = trio.Semaphore(max_in_flight)
         self._turn = trio.Lock()  # who may write
@@ -180,26 +181,41 @@ class Connection:
             answer[:4] = view[4:8]
         return memoryview(answer)
 
-    async def send(self, head: Buffer, parts: Sequence[Buffer] = ()) -> Ticket:
-        """Send a request frame made of `head` (as for `exchange`) and `parts`, which are not copied; for `receive`.
-
-        They must not change until the answer is there. Raises BrokerUnavailable, AuthenticationFailed.
-        """
-        view = memoryview(head)
-        return await self._submit(view[:4], view[8:], True, parts)
-
-    async def receive(self, ticket: Ticket, timeout: float = 30.0) -> memoryview:
-        """The answer to a request that was sent, as a frame; the correlation id in it is ours.
-
-        Raises BrokerUnavailable, CallTimeout.
-        """
-        with trio.move_on_after(timeout):
-            return memoryview(await self._answer(ticket))
-        raise CallTimeout(f"{self.address}: no answer in {timeout:g} s", sent=True)
-
     def close(self) -> None:
         """Close at once; what is in flight fails. Idempotent."""
         self._fail("closed here")
+
+    # -- for who takes it over: see `duplex` ----------------------------------------------------------------------
+
+    @property
+    def stream(self) -> trio.abc.Stream:
+        return self._stream
+
+    @property
+    def raw(self) -> socket.socket | None:
+        """The socket itself, non-blocking; None under TLS."""
+        return self._raw if isinstance(self._stream, trio.SocketStream) else None
+
+    @property
+    def max_frame(self) -> int:
+        return self._max_frame
+
+    @property
+    def reauthenticate_at(self) -> float | None:
+        """When the login is to be renewed (trio's clock); None: never."""
+        return self._reauthenticate_at
+
+    async def reauthenticate(self) -> None:
+        """Renew the login; nothing else may be in flight. Raises AuthenticationFailed, BrokerUnavailable."""
+        await self._authenticate()
+
+    def lost(self, error: BaseException) -> BrokerUnavailable:
+        """Close because of this error of the socket; returns what is to be raised."""
+        return self._lost(error)
+
+    def failed(self, reason: str) -> BrokerUnavailable:
+        """Close because what the broker says makes no sense; returns what is to be raised."""
+        return self._fail(reason)
 
     # -- requests and answers -------------------------------------------------------------------------------------
 
@@ -230,7 +246,7 @@ class Connection:
         except (DecodeError, IndexError) as error:
             raise self._fail(f"an answer to API key {key} v{version} that cannot be read: {error}") from None
 
-    async def _submit(self, api: Buffer, rest: Buffer, answered: bool, parts: Sequence[Buffer] = ()) -> Ticket:
+    async def _submit(self, api: Buffer, rest: Buffer, answered: bool) -> Ticket:
         """Write one request in turn; holds an in-flight slot until its answer is read."""
         await self._slots.acquire()
         kept = False
@@ -239,7 +255,7 @@ class Connection:
                 due = self._reauthenticate_at
                 if due is not None and trio.current_time() >= due:
                     await self._authenticate()
-                pending = await self._write(api, rest, answered, parts=parts)
+                pending = await self._write(api, rest, answered)
             kept = answered
             return pending
         finally:
@@ -248,23 +264,18 @@ class Connection:
             if not kept:
                 self._slots.release()
 
-    async def _write(
-        self, api: Buffer, rest: Buffer, answered: bool, counted: bool = True, parts: Sequence[Buffer] = ()
-    ) -> Ticket:
+    async def _write(self, api: Buffer, rest: Buffer, answered: bool, counted: bool = True) -> Ticket:
         if self._failure is not None:
             raise BrokerUnavailable(str(self._failure))
         self._correlation = self._correlation + 1 & 0x7FFFFFFF
         pending = Ticket(self._correlation, counted)
-        size = len(rest) + 8 + sum(map(len, parts))
+        size = len(rest) + 8
         frame = b"".join((_SIZE.pack(size), api, _CORRELATION.pack(pending.correlation), rest))
         if answered:
             self._pending.append(pending)
         self.last_used = trio.current_time()
         try:
-            if size < _JOIN or not isinstance(self._stream, trio.SocketStream):
-                await self._stream.send_all(b"".join((frame, *parts)) if parts else frame)
-            else:
-                await _send_parts(self._stream.socket, [memoryview(one) for one in (frame, *parts)])
+            await self._stream.send_all(frame)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
             raise self._lost(error) from error
         except BaseException:
@@ -449,17 +460,6 @@ class Connection:
         return lifetime
 
 
-async def _send_parts(socket: trio.socket.SocketType, parts: list[memoryview]) -> None:
-    at = 0
-    while at < len(parts):
-        sent = await socket.sendmsg(parts[at : at + _VECTORS])
-        while at < len(parts) and sent >= len(parts[at]):
-            sent -= len(parts[at])
-            at += 1
-        if sent:
-            parts[at] = parts[at][sent:]
-
-
 def _socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType:
     inner = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     assert isinstance(inner, trio.SocketStream)
@@ -513,14 +513,17 @@ async def connect(
     done = False
     try:
         with trio.move_on_after(connect_timeout):
-            tcp = await trio.open_tcp_stream(host, port)
+            opened = await trio.open_tcp_stream(host, port)
+            raw = socket.socket(fileno=opened.socket.detach())
+            unpaced_on_loopback(raw)
+            tcp = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
             # trio keeps at most 16 KiB unsent on its streams; a request of megabytes would take hundreds of wake-ups.
             tcp.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 0)
             stream: trio.abc.Stream = tcp if security.tls is None else await _secured(tcp, host, security.tls)
             connection = Connection(
                 stream, address, client_id=client_id, max_frame=max_frame, max_in_flight=max_in_flight
             )
-            connection._security = security
+            connection._security, connection._raw = security, raw
             try:
                 await connection._negotiate()
             except BrokerUnavailable as error:

@@ -29,6 +29,7 @@ _CLEARED = TRANSACTIONAL | DELETE_HORIZON
 
 _FRAME = struct.Struct(">qiib")
 _PLACE = struct.Struct(">qi")
+_START = struct.Struct(">qiibI")  # up to where the CRC begins to count
 _U32, _I32, _I64 = struct.Struct(">I"), struct.Struct(">i"), struct.Struct(">q")
 _PRODUCER = struct.Struct(">qhi")
 _COUNT_FROM = 57
@@ -196,10 +197,8 @@ def stamp(batch: memoryview | bytearray, producer_id: int, producer_epoch: int, 
     The delete horizon's bit goes too: with it the base timestamp is the horizon, and deltas count from there, so
     that timestamps stay what they are.
     """
-    _I64.pack_into(batch, 0, 0)
-    _I32.pack_into(batch, 12, -1)
     attributes = batch[22]  # the low byte of them
     if attributes & _CLEARED:
         batch[22] = attributes & ~_CLEARED
     _PRODUCER.pack_into(batch, 43, producer_id, producer_epoch, base_sequence)
-    _U32.pack_into(batch, 17, crc32c(memoryview(batch)[CRC_FROM:]))
+    _START.pack_into(batch, 0, 0, len(batch) - LENGTH_FROM, -1, 2, crc32c(memoryview(batch)[CRC_FROM:]))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
 
 from kafka_client import ClientError
-from kafka_wire.batches import first_size, walk
+from kafka_wire.batches import first_size
 from kafka_wire.codec import DecodeError
 from kafka_wire.errors import ERROR, error_name
 from replicator.core import Inconsistent, Partition
-from replicator.cut import Corrupt, Cut, cut, producer_ids
+from replicator.cut import Corrupt, Cut, Strangers, cut
 from replicator.outlet import Outlet
 from replicator.rights import DENIED, lacking, on_topic
 from replicator.states import Condition, Status, Stop
@@ -55,11 +56,14 @@ class Journal:
         return self.session.unit.journal_batch(now)
 
     def answered(self, answer: Produced, now: int) -> None:
+        if answer.error:
+            self.session.fail(f"journal: {_words(answer)}")
+        else:
+            self.landed(answer.base_offset, answer.log_start, now)
+
+    def landed(self, base_offset: int, log_start: int, now: int) -> None:
         session = self.session
         if session.over:
-            return
-        if answer.error:
-            session.fail(f"journal: {_words(answer)}")
             return
         assert session.unit is not None
         for stream in session.unit.journal_stored():
@@ -103,6 +107,7 @@ class Data:
         self._paused = False
         self._retry_at = 0.0
         self._foreign = 0
+        self._shown = (0, 0, 0)  # records, bytes and batches that the figures have
         self._evicted = 0
 
     # -- as a lane of the target ----------------------------------------------------------------------------------
@@ -114,7 +119,7 @@ class Data:
         return one.data if one is not None else None
 
     def answered(self, answer: Produced, now: int) -> None:
-        session, status = self.session, self.status
+        session = self.session
         if session.over or self.dead:
             return
         if answer.error:
@@ -130,31 +135,30 @@ class Data:
             why = f"it replaces timestamps (LogAppendTime), first at offset {answer.base_offset}"
             session.link.hold(self.place[0].name, why)
             return
+        self.landed(answer.base_offset, answer.log_start, now)
+
+    def landed(self, base_offset: int, log_start: int, now: int) -> None:
+        session = self.session
+        if session.over or self.dead:
+            return
         partition = self.partition
         try:
-            one = partition.acknowledged(answer.base_offset, now)
+            partition.acknowledged(base_offset, now)
         except Inconsistent as error:
             self._die(Stop(Condition.TARGET_LOST, str(error)))
             return
-        if answer.log_start > self._target_start:
-            self._target_start = answer.log_start
-            partition.trim(answer.log_start)
-        size = len(one.data)
-        status.records_here += one.records
-        status.bytes += size
-        status.last_copied = now / 1000
+        if log_start > self._target_start:
+            self._target_start = log_start
+            partition.trim(log_start)
         if partition.idle:
             self.show()
-        counters = session.link.counters
-        counters.bytes += size
-        counters.records += one.records
-        counters.batches += 1
-        if self.partition.checkpoint_due():
+        else:
+            self.outlet.offer(self)
+        if partition.checkpoint_due():
             assert session.unit is not None and session.journal is not None
-            session.unit.checkpoint(self.partition)
+            session.unit.checkpoint(partition)
             session.journal.offer()
-        self.outlet.offer(self)
-        if self._paused and not self.partition.full and self.feeder is not None:
+        if self._paused and not partition.full and self.feeder is not None:
             self.feeder.wake()
 
     def _die(self, stop: Stop) -> None:
@@ -166,13 +170,9 @@ class Data:
 
     # -- as a feed of the source ----------------------------------------------------------------------------------
 
-    @property
-    def waiting_bytes(self) -> int:
-        return self.partition.waiting_bytes
-
     def wanted(self) -> Wanted | None:
         self._paused = self.partition.full
-        if self._paused or self._retry_at > trio.current_time():
+        if self._paused or (self._retry_at and self._retry_at > trio.current_time()):
             return None
         return Wanted(self.partition.fetch_position, self.partition.fetch_epoch, self._fetch_bytes)
 
@@ -206,30 +206,31 @@ class Data:
         if len(answer.records):
             exchange = session.assignment.mode == "exchange"
             try:
-                batches = list(walk(answer.records))
-                ids = producer_ids(batches)
-                if not ids <= link.local_ids:
-                    await link.knows(ids, session.assignment.mode)
-                    ships = link.ships_among(ids)
-                    if ships and await link.upstreams.changed(self.upstream, *self._where, ships):
-                        session.fail("the source has become a mirror's target")
-                    if session.over:
-                        return
                 limit = self.upstream.limit
-                if limit is not None and batches and batches[-1].next_offset > limit:
+                foreign = link.mirrored if exchange else None
+                known: Callable[[int], bool] | None = link.local_ids.__contains__
+                while made is None:
+                    try:
+                        made = cut(answer.records, partition.fetch_position, answer.aborted, foreign, known, limit)
+                    except Strangers as strangers:
+                        ids = strangers.ids
+                        await link.knows(ids, session.assignment.mode)
+                        ships = link.ships_among(ids)
+                        if ships and await link.upstreams.changed(self.upstream, *self._where, ships):
+                            session.fail("the source has become a mirror's target")
+                        if session.over:
+                            return
+                        known, limit = None, self.upstream.limit
+                if made.held:
                     # The rest waits until the source's own mirror has written down what it is.
                     self._retry_at = trio.current_time() + UPSTREAM_SECONDS
-                    batches = [one for one in batches if one.next_offset <= limit]
-                    if not batches:
-                        self._behind()
-                        return
-                foreign = link.mirrored if exchange else None
-                made = cut(answer.records, partition.fetch_position, answer.aborted, foreign, batches)
             except (Corrupt, DecodeError) as error:
                 raise Stop(Condition.CORRUPT, str(error)) from None
             except ClientError:
                 return  # the registry cannot be read: the same is fetched again
-            if made.position == partition.fetch_position:
+            if made.held and made.position == partition.fetch_position:
+                pass
+            elif made.position == partition.fetch_position:
                 # Not one whole batch: it is larger than what was asked for.
                 self._fetch_bytes = max(first_size(answer.records) or 0, self._fetch_bytes * 2)
             else:
@@ -257,7 +258,16 @@ class Data:
 
     def show(self) -> None:
         """Bring the figures up to date; not done for every batch."""
-        status, partition = self.status, self.partition
+        status, partition, counters = self.status, self.partition, self.session.link.counters
+        records, size, batches = self._shown
+        if partition.batches != batches:
+            self._shown = partition.copied, partition.bytes, partition.batches
+            status.records_here += partition.copied - records
+            status.bytes += partition.bytes - size
+            status.last_copied = time.time()
+            counters.records += partition.copied - records
+            counters.bytes += partition.bytes - size
+            counters.batches += partition.batches - batches
         status.position = partition.position
         status.records = partition.records
         status.foreign += partition.foreign - self._foreign

@@ -20,11 +20,10 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from kafka_wire.batches import NO_PRODUCER, SEQUENCES, advance, stamp
-from kafka_wire.records import values_batch
 from offset_sync.guard import Entry, Guard, Noted
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
-from replicator.cut import Cut
+from replicator.cut import Cut, Piece
 from replicator.journal import (
     INTENT,
     LOST,
@@ -36,14 +35,11 @@ from replicator.journal import (
     Stream,
     Stretch,
     checkpoint_pairs,
-    intent_pair,
-    lost_pair,
 )
 
 WINDOW = 5  # batches of a partition in flight: what brokers remember of a producer
 CHECKPOINT_AFTER = 64  # intents
-JOURNAL_BYTES = 900 << 10  # of records to a batch: below the 1 MiB that brokers take by default
-MAX_WAITING = 8 << 20  # bytes of a partition that are cut and not yet acknowledged
+MAX_WAITING = 4 << 20  # bytes of a partition that are cut and not yet acknowledged
 
 
 class Inconsistent(Exception):
@@ -65,17 +61,6 @@ class Found(NamedTuple):
     epoch: int
     sequence: int
     records: int
-
-
-@dataclass(slots=True)
-class Shipment:
-    """One stamped batch on its way; `number` is the intent it belongs to."""
-
-    data: memoryview
-    records: int
-    number: int
-    max_timestamp: int
-    next: int  # the source offset behind it
 
 
 @dataclass(slots=True)
@@ -219,27 +204,32 @@ class Partition:
         "_done",
         "_expected",
         "_first",
+        "_guard",
         "_guards",
         "_in_flight",
         "_into",
+        "_landed_from",
         "_number",
+        "_oldest",
         "_pending",
         "_recovered",
         "_scanned",
         "_sequence",
         "_stored",
+        "_table",
         "_waiting",
         "_waiting_bytes",
+        "batches",
+        "bytes",
+        "copied",
         "fetch_epoch",
         "fetch_position",
         "foreign",
-        "guard",
         "identity",
         "records",
         "source",
         "source_foreign",
         "stream",
-        "table",
     )
 
     def __init__(
@@ -250,13 +240,14 @@ class Partition:
         self.stream = stream
         self.identity = identity
         self.source = source
-        self.table = recovered.table
-        self.guard = recovered.guard
+        self._table = recovered.table
+        self._guard = recovered.guard
         self.fetch_position = state.position
         self.fetch_epoch = state.leader_epoch  # of the last batch in front of it
         self.foreign = 0  # target offsets that others took
         self.source_foreign = 0  # records of the source that lie outside its table
         self.records = state.records  # copied in all
+        self.copied = self.bytes = self.batches = 0  # records, their bytes and batches, since the unit began
         self._recovered = replace(state, producer_id=identity.producer_id, producer_epoch=identity.epoch)
         self._done = state.number  # intents below it are on the target
         self._acked, self._acked_epoch = state.position, state.leader_epoch
@@ -264,11 +255,13 @@ class Partition:
         self._number = state.number  # of the next intent
         self._stored = state.number - 1  # the newest intent that is stored
         self._sequence = 0
-        self._waiting: deque[Shipment] = deque()
-        self._in_flight: deque[Shipment] = deque()
+        self._waiting: deque[tuple[int, Piece]] = deque()  # each with the number of its intent
+        self._in_flight: deque[tuple[int, Piece]] = deque()
+        self._oldest = 0  # no batch in flight has an older newest record
         self._waiting_bytes = 0
         self._pending: deque[Stretch] = deque()  # announced and not landed
         self._into = 0  # records of the first that have landed
+        self._landed_from = state.scanned  # from here to `_scanned` nothing is in table and guard yet
         self._guards: deque[Noted] = deque()  # announced and not landed
         self._checkpointed = state.number  # the number the newest stored checkpoint counts from
         self._checkpointing = state.number  # ... and the newest one on its way
@@ -283,6 +276,20 @@ class Partition:
     def position(self) -> int:
         """The source offset up to which everything is on the target (or left out)."""
         return self._acked if self._busy else self.fetch_position
+
+    @property
+    def table(self) -> Table:
+        """What is on the target, up to the last acknowledged batch."""
+        if self._landed_from != self._scanned:
+            self._settle()
+        return self._table
+
+    @property
+    def guard(self) -> Guard:
+        """The producers, likewise."""
+        if self._landed_from != self._scanned:
+            self._settle()
+        return self._guard
 
     @property
     def waiting_bytes(self) -> int:
@@ -306,6 +313,7 @@ class Partition:
     @property
     def state(self) -> State:
         """What a checkpoint would store now."""
+        self._settle()
         busy = self._busy
         return replace(
             self._recovered,
@@ -330,45 +338,70 @@ class Partition:
         number = self._number
         stretches: list[Stretch] = []
         guards: list[Noted] = []
-        linear, waiting = self.source.linear, self._waiting
+        waiting, table = self._waiting, self.source
+        own = table.own
+        own_from, shift = (own.physical, own.logical - own.physical) if own is not None else (1 << 63, 0)
         producer_id, producer_epoch = self.identity
         sequence = self._sequence
+        last_id, noting = -1, False
         size = 0
         # The stretch being made: its first sequence, source offset and logical offset, its records and leader epoch.
         first = source_at = logical_at = records = epoch = following = 0
         for piece in made.pieces:
-            data = piece.data
-            at, length = piece.stretches[0]
-            if linear(at, length) is None and not self.source.serves(at, sum(piece.stretches[-1]) - 1):
-                self.source_foreign += piece.records
-                continue
+            data, count, base, behind, holes, leader_epoch, _, written = piece
+            logical: int | None
+            if holes is None and base >= own_from:
+                logical = base + shift
+            else:
+                at, length = (base, count) if holes is None else holes[0]
+                logical = table.linear(at, length)
+                if logical is None and not table.serves(at, behind - 1 if holes is None else sum(holes[-1]) - 1):
+                    self.source_foreign += count
+                    continue
             stamp(data, producer_id, producer_epoch, sequence)
-            for source, count in piece.stretches:
-                logical = linear(source, count)
-                parts = [(logical, count)] if logical is not None else self.source.logical_runs([(source, count)])
-                for logical, part in parts:
-                    if (
-                        records
-                        and source_at + records == source
-                        and logical_at + records == logical
-                        and epoch == piece.leader_epoch
-                    ):
-                        records += part
-                    else:
-                        if records:
-                            stretches.append(Stretch(first, records, source_at, following, epoch, logical_at))
-                        first, records, source_at, logical_at = sequence, part, source, logical
-                        epoch = piece.leader_epoch
-                    source += part
-                    following = source
-                    sequence = (sequence + part) % SEQUENCES
-            following = piece.next
-            written = piece.written
-            if written is not None and not mirrored(written[0]):
-                base = self.source.logical(piece.base)
-                assert base is not None
-                guards.append(Noted(written[0], now, Entry(written[1], written[2], written[3], base)))
-            waiting.append(Shipment(data, piece.records, number, piece.max_timestamp, piece.next))
+            if logical is not None and holes is None:
+                if (
+                    records
+                    and source_at + records == base
+                    and epoch == leader_epoch
+                    and logical_at + records == logical
+                ):
+                    records += count
+                else:
+                    if records:
+                        stretches.append(Stretch(first, records, source_at, following, epoch, logical_at))
+                    first, records, source_at, logical_at, epoch = sequence, count, base, logical, leader_epoch
+                sequence = (sequence + count) % SEQUENCES
+            else:
+                for source, length in piece.stretches:
+                    logical = table.linear(source, length)
+                    parts = [(logical, length)] if logical is not None else table.logical_runs([(source, length)])
+                    for logical, part in parts:
+                        if (
+                            records
+                            and source_at + records == source
+                            and logical_at + records == logical
+                            and epoch == leader_epoch
+                        ):
+                            records += part
+                        else:
+                            if records:
+                                stretches.append(Stretch(first, records, source_at, following, epoch, logical_at))
+                            first, records, source_at, logical_at = sequence, part, source, logical
+                            epoch = leader_epoch
+                        source += part
+                        following = source
+                        sequence = (sequence + part) % SEQUENCES
+            following = behind
+            if written is not None:
+                if written[0] != last_id:
+                    last_id = written[0]
+                    noting = not mirrored(last_id)
+                if noting:
+                    start = base + shift if base >= own_from else table.logical(base)
+                    assert start is not None
+                    guards.append(Noted(last_id, now, Entry(written[1], written[2], written[3], start)))
+            waiting.append((number, piece))
             size += len(data)
         if records:
             stretches.append(Stretch(first, records, source_at, following, epoch, logical_at))
@@ -398,55 +431,79 @@ class Partition:
 
     # -- to the target --------------------------------------------------------------------------------------------
 
-    def next_batch(self, now: int) -> Shipment | None:
+    def next_batch(self, now: int) -> Piece | None:
         """The next batch that may be sent, if any; it then counts as in flight."""
-        if not self._waiting or self._waiting[0].number > self._stored or len(self._in_flight) >= WINDOW:
+        if not self._waiting or self._waiting[0][0] > self._stored:
             return None
-        if self._in_flight:
-            oldest = now - self.guard.expiration_ms // 2
-            if not self._acked_fresh or any(one.max_timestamp < oldest for one in self._in_flight):
+        flight = self._in_flight
+        newest = self._waiting[0][1].max_timestamp
+        if not flight:
+            self._oldest = newest
+        else:
+            if len(flight) >= WINDOW:
                 return None
+            if not self._acked_fresh or self._oldest < now - self._guard.expiration_ms // 2:
+                return None
+            if newest < self._oldest:
+                self._oldest = newest
         one = self._waiting.popleft()
-        self._in_flight.append(one)
+        flight.append(one)
+        return one[1]
+
+    def acknowledged(self, base_offset: int, now: int) -> Piece:
+        """The oldest batch in flight was appended at `base_offset` of the target. Raises Inconsistent."""
+        number, one = self._in_flight.popleft()
+        data, count, _, following, *_ = one
+        size = len(data)
+        self._waiting_bytes -= size
+        expected = self._expected
+        if expected >= 0:
+            if base_offset != expected:
+                if base_offset < expected:
+                    raise Inconsistent(f"appended at {base_offset}, below {expected}: the target lost data")
+                self.foreign += base_offset - expected
+            self._expected = base_offset + count
+        if base_offset != self._scanned:
+            self._settle()
+            self._landed_from = base_offset
+        self._scanned = base_offset + count
+        if self._in_flight:
+            more = self._in_flight[0][0] == number
+        else:
+            more = bool(self._waiting) and self._waiting[0][0] == number
+        self._done = number if more else number + 1
+        self._acked = following
+        self.records += count
+        self.copied += count
+        self.bytes += size
+        self.batches += 1
+        self._acked_fresh = one.max_timestamp >= now - self._guard.expiration_ms // 2
+        self._dirty = True
         return one
 
-    def acknowledged(self, base_offset: int, now: int) -> Shipment:
-        """The oldest batch in flight was appended at `base_offset` of the target. Raises Inconsistent."""
-        one = self._in_flight.popleft()
-        self._waiting_bytes -= len(one.data)
-        if self._expected >= 0:
-            if base_offset < self._expected:
-                raise Inconsistent(f"appended at {base_offset}, below {self._expected}: the target lost data")
-            self.foreign += base_offset - self._expected
-            self._expected = base_offset + one.records
-        left, at = one.records, base_offset
+    def _settle(self) -> None:
+        """Bring table and guard up to the last acknowledged batch; batches that follow each other at once."""
+        at = self._landed_from
+        left = self._scanned - at
+        if not left:
+            return
         logical = epoch = -1
         pending = self._pending
         while left:
             stretch = pending[0]
-            count = stretch.records - self._into
-            if count > left:
-                count = left
-            self.table.append(stretch.logical + self._into, at, count)
+            count = min(stretch.records - self._into, left)
+            self._table.append(stretch.logical + self._into, at, count)
             logical, epoch = stretch.logical + self._into + count, stretch.leader_epoch
             left, at = left - count, at + count
             self._into += count
             if self._into == stretch.records:
                 pending.popleft()
                 self._into = 0
-        following = self._waiting[0] if not self._in_flight and self._waiting else None
-        if self._in_flight:
-            following = self._in_flight[0]
-        finished = one.number if following is None or following.number != one.number else one.number - 1
-        while self._guards and self._guards[0].entry.logical < logical:
-            self.guard.note(self._guards.popleft())
-        self._done = finished + 1
-        self._acked, self._acked_epoch = one.next, epoch
-        self._scanned = at
-        self.records += one.records
-        self._acked_fresh = one.max_timestamp >= now - self.guard.expiration_ms // 2
-        self._dirty = True
-        return one
+        guards = self._guards
+        while guards and guards[0].entry.logical < logical:
+            self._guard.note(guards.popleft())
+        self._acked_epoch = epoch
+        self._landed_from = at
 
     def checkpoint_due(self) -> bool:
         """Whether enough intents have been acknowledged for the next checkpoint, or their keys are running out."""
@@ -459,7 +516,7 @@ class Partition:
         self._dirty = False
         self._checkpointing = self._done
         first, self._first = self._first, []
-        return self._done, [*first, *checkpoint_pairs(self.stream, self.state, self.table, self.guard)]
+        return self._done, [*first, *checkpoint_pairs(self.stream, self.state, self._table, self._guard)]
 
     def checkpointed(self, number: int) -> None:
         """A checkpoint that counts from this intent is stored."""
@@ -473,103 +530,3 @@ class Partition:
     def touch(self) -> None:
         """Table or source were changed from outside: the next checkpoint has something to write."""
         self._dirty = True
-
-
-@dataclass(slots=True)
-class _Entry:
-    """Journal records that must lie in one batch, and what is known once they are stored."""
-
-    pairs: list[Pair]
-    size: int
-    stream: Stream
-    intent: int = -1
-    checkpoint: int = -1
-
-
-class Unit:
-    """Partitions that share an identity, and their part of the journal. Journal batches are stored in order."""
-
-    def __init__(self, name: str, identity: Identity) -> None:
-        self.name = name
-        self.identity = identity
-        self.partitions: dict[Stream, Partition] = {}
-        self._queue: deque[_Entry] = deque()
-        self._in_flight: deque[list[_Entry]] = deque()
-        self._sequence = 0
-
-    def add(self, partition: Partition) -> None:
-        """Its first checkpoint ends the intents of its predecessor, and is stored before any intent of its own."""
-        self.partitions[partition.stream] = partition
-        self.checkpoint(partition)
-
-    def take(self, partition: Partition, made: Cut, now: int, mirrored: Callable[[int], bool]) -> None:
-        """`Partition.take`, with the intent on its way to the journal."""
-        intent = partition.take(made, now, mirrored)
-        if intent is not None:
-            pair = intent_pair(partition.stream, intent)
-            self._queue.append(_Entry([pair], _size(pair), partition.stream, intent=intent.number))
-
-    def checkpoint(self, partition: Partition) -> None:
-        """Write down where a partition stands, if anything has changed."""
-        number, pairs = partition.checkpoint()
-        if not pairs:
-            return
-        # The state comes last: where one batch is too small, what came before it is ahead of the state and harmless.
-        part: list[Pair] = []
-        size = 0
-        for pair in pairs:
-            if part and size + _size(pair) > JOURNAL_BYTES:
-                self._queue.append(_Entry(part, size, partition.stream))
-                part, size = [], 0
-            part.append(pair)
-            size += _size(pair)
-        self._queue.append(_Entry(part, size, partition.stream, checkpoint=number))
-
-    def lose(self, stream: Stream, detail: str) -> None:
-        """Write down that the target lost data of a partition, for all who come after."""
-        pair = lost_pair(stream, detail)
-        self._queue.append(_Entry([pair], _size(pair), stream))
-
-    def journal_batch(self, now: int) -> memoryview | None:
-        """The next batch for the journal, stamped; None where there is nothing or enough in flight. `now`: Unix ms."""
-        if not self._queue or len(self._in_flight) >= WINDOW:
-            return None
-        entries = [self._queue.popleft()]
-        size = entries[0].size
-        while self._queue and size + self._queue[0].size <= JOURNAL_BYTES:
-            entries.append(self._queue.popleft())
-            size += entries[-1].size
-        pairs = [pair for entry in entries for pair in entry.pairs]
-        batch = values_batch(
-            pairs,
-            now,
-            producer_id=self.identity.producer_id,
-            producer_epoch=self.identity.epoch,
-            base_sequence=self._sequence,
-        )
-        self._sequence = advance(self._sequence, len(pairs))
-        self._in_flight.append(entries)
-        return memoryview(batch)
-
-    def journal_stored(self) -> list[Stream]:
-        """The oldest journal batch in flight is stored. Returns the streams that may have more to send."""
-        touched = []
-        for entry in self._in_flight.popleft():
-            partition = self.partitions.get(entry.stream)
-            if partition is None:
-                continue
-            if entry.intent >= 0:
-                partition.stored(entry.intent)
-                touched.append(entry.stream)
-            if entry.checkpoint >= 0:
-                partition.checkpointed(entry.checkpoint)
-        return touched
-
-    @property
-    def idle(self) -> bool:
-        """Nothing to write, nothing in flight."""
-        return not self._queue and not self._in_flight and all(one.idle for one in self.partitions.values())
-
-
-def _size(pair: Pair) -> int:
-    return len(pair[0]) + len(pair[1] or b"") + 24

@@ -11,15 +11,39 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kafka_wire.batches import CODEC, CONTROL, LENGTH_FROM, LOG_APPEND_TIME, TRANSACTIONAL, Batch, advance, intact, walk
+from crc32c import crc32c
+
+from kafka_wire.batches import (
+    CODEC,
+    CONTROL,
+    CRC_FROM,
+    HEADER,
+    HEADER_SIZE,
+    LENGTH_FROM,
+    LOG_APPEND_TIME,
+    SEQUENCES,
+    TRANSACTIONAL,
+    Batch,
+    intact,
+    walk,
+)
 from kafka_wire.records import Record, decode_records, encode_batch
 
 OLD_BATCH_BYTES = 256 << 10  # bodies of old messages that are put into one batch
 CLIENT_MASK = (1 << 52) - 1  # what lies above was added on the way in, and is not the client's own id
+_SPECIAL = CONTROL | TRANSACTIONAL | LOG_APPEND_TIME
 
 
 class Corrupt(Exception):
     """The source's bytes do not have the CRC they carry; nothing is copied until that is looked at."""
+
+
+class Strangers(Exception):
+    """Producer ids nobody has looked up yet are in the way; nothing was cut."""
+
+    def __init__(self, ids: set[int]) -> None:
+        super().__init__(f"{len(ids)} producer ids")
+        self.ids = ids
 
 
 class Written(NamedTuple):
@@ -34,18 +58,23 @@ class Written(NamedTuple):
 class Piece(NamedTuple):
     """One batch to be written. Offsets are the source's, physical.
 
-    `data` is the batch, to be stamped in place; `stretches` are (offset, records) in the order of its `records`;
-    `base` is the offset of the original batch, `next` the one behind it.
+    `data` is the batch, to be stamped in place; `base` is the offset of the original batch, `next` the one behind it;
+    `parts` are (offset, records) in the order of its `records`, None where they are all there from `base` on.
     """
 
     data: memoryview
     records: int
     base: int
     next: int
-    stretches: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[int, int], ...] | None
     leader_epoch: int
     max_timestamp: int
     written: Written | None
+
+    @property
+    def stretches(self) -> tuple[tuple[int, int], ...]:
+        """(offset, records) in the order of its records."""
+        return ((self.base, self.records),) if self.parts is None else self.parts
 
 
 @dataclass(slots=True)
@@ -59,6 +88,7 @@ class Cut:
     position: int
     left_out: int = 0  # batches
     leader_epoch: int = -1
+    held: bool = False  # what follows goes past the limit
 
 
 def producer_ids(batches: Iterable[Batch]) -> set[int]:
@@ -71,78 +101,138 @@ def cut(
     position: int,
     aborted: Iterable[tuple[int, int]] = (),
     foreign: Callable[[int], bool] | None = None,
-    batches: Iterable[Batch] | None = None,
+    known: Callable[[int], bool] | None = None,
+    limit: int | None = None,
 ) -> Cut:
     """Cut what a Fetch from `position` on returned; `records` is written to later and must stay untouched till then.
 
     `aborted` are (producer id, first offset) as the broker named them; batches whose producer id is `foreign` are
-    left out. `batches` are those of `records`, where they were walked already.
+    left out. All producer ids must be `known`. Nothing is cut from a batch on that goes past `limit`.
 
     Raises:
         Corrupt: a CRC is wrong.
         DecodeError: the bytes are no batches.
+        Strangers: with the producer ids of all batches, where one is not known.
     """
     out = Cut([], position)
-    pending = sorted(aborted, key=lambda one: one[1], reverse=True)
-    open_aborts: set[int] = set()
-    old: list[Record] = []
-    old_codec = 0
-
-    def flush() -> None:
-        if old:
-            out.pieces.append(_encoded(old, old_codec, old[0].offset, old[-1].offset + 1, -1, None))
-            old.clear()
-
-    for one in walk(records) if batches is None else batches:
-        if one.magic < 2:
-            found = [record for record in decode_records(records, one) if record.offset >= out.position]
-            if not found:
+    rest = _Rest(out, aborted)
+    pieces, unpack, made = out.pieces, HEADER.unpack_from, Piece._make
+    size = len(records)
+    last_id, last_foreign = -2, False
+    at = 0
+    while True:
+        if at + HEADER_SIZE <= size and records[at + 16] == 2:
+            # Plain arithmetic: this runs once a batch.
+            base, length, leader_epoch, _, crc, attributes, delta, _, newest, producer_id, epoch, sequence, count = (
+                unpack(records, at)
+            )
+            if producer_id != last_id:
+                if known is not None and not known(producer_id):
+                    raise Strangers(producer_ids(walk(records)))
+                last_id, last_foreign = producer_id, foreign is not None and foreign(producer_id)
+            end = at + LENGTH_FROM + length
+            if (
+                base >= position
+                and end <= size
+                and not attributes & _SPECIAL
+                and count == delta + 1
+                and count > 0
+                and length > HEADER_SIZE - LENGTH_FROM
+                and not last_foreign
+                and not rest.old
+                and (limit is None or base + count <= limit)
+            ):
+                if crc32c(records[at + CRC_FROM : end]) != crc:
+                    raise Corrupt(f"the batch at offset {base} has a wrong CRC")
+                written = None
+                if producer_id >= 0 and sequence >= 0:
+                    written = Written(producer_id & CLIENT_MASK, epoch, sequence, (sequence + delta) % SEQUENCES)
+                position = base + count
+                pieces.append(made((records[at:end], count, base, position, None, leader_epoch, newest, written)))
+                out.leader_epoch = leader_epoch
+                at = end
                 continue
-            codec = records[one.at + 17] & CODEC
-            if old and (codec != old_codec or sum(len(record.body) for record in old) > OLD_BATCH_BYTES):
-                flush()
-            old += found
-            old_codec = codec
-            out.position = found[-1].offset + 1
-            continue
+        one = next(walk(records, at), None)
+        if one is None:
+            break
+        if limit is not None and one.next_offset > limit:
+            out.held = True
+            break
+        out.position = position
+        rest.take(records, one, last_foreign)
+        position = out.position
+        at = one.end
+    out.position = position
+    rest.flush()
+    return out
+
+
+class _Rest:
+    """What is not simply passed on: old messages (`old`, for a batch of their own), and what is judged or cut."""
+
+    def __init__(self, out: Cut, aborted: Iterable[tuple[int, int]]) -> None:
+        self._out = out
+        self._pending = sorted(aborted, key=lambda one: one[1], reverse=True)
+        self._open: set[int] = set()  # producers inside an aborted transaction
+        self.old: list[Record] = []
+        self._codec = 0
+
+    def flush(self) -> None:
+        old = self.old
         if old:
-            flush()
-        # Plain tuple arithmetic from here on: this runs once a batch.
-        at, base, length, leader_epoch, _, _, attributes, delta, _, newest, producer_id, epoch, sequence, count = one
-        following = base + delta + 1
+            self._out.pieces.append(_encoded(old, self._codec, old[0].offset, old[-1].offset + 1, -1, None))
+            self.old = []
+
+    def _message(self, records: memoryview, one: Batch) -> None:
+        out = self._out
+        found = [record for record in decode_records(records, one) if record.offset >= out.position]
+        if not found:
+            return
+        codec = records[one.at + 17] & CODEC
+        if self.old and (codec != self._codec or sum(len(record.body) for record in self.old) > OLD_BATCH_BYTES):
+            self.flush()
+        self.old += found
+        self._codec = codec
+        out.position = found[-1].offset + 1
+
+    def take(self, records: memoryview, one: Batch, foreign: bool) -> None:
+        """Judge one batch; `foreign` says whether its producer is."""
+        if one.magic < 2:
+            self._message(records, one)
+            return
+        self.flush()
+        out = self._out
+        following = one.next_offset
         if following <= out.position:
-            continue  # a fetch begins with the batch that holds its offset
-        out.leader_epoch = leader_epoch
-        while pending and pending[-1][1] < following:
-            open_aborts.add(pending.pop()[0])
-        if attributes & CONTROL:
-            open_aborts.discard(producer_id)
-        if (
-            attributes & CONTROL
-            or not count
-            or (attributes & TRANSACTIONAL and producer_id in open_aborts)
-            or (foreign is not None and foreign(producer_id))
-        ):
+            return  # a fetch begins with the batch that holds its offset
+        out.leader_epoch = one.leader_epoch
+        while self._pending and self._pending[-1][1] < following:
+            self._open.add(self._pending.pop()[0])
+        if one.control:
+            self._open.discard(one.producer_id)
+        if one.control or not one.records or (one.transactional and one.producer_id in self._open) or foreign:
             out.left_out += 1
             out.position = following
-            continue
-        data = records[at : at + LENGTH_FROM + length]
+            return
+        data = records[one.at : one.end]
         if not intact(data):
-            raise Corrupt(f"the batch at offset {base} has a wrong CRC")
+            raise Corrupt(f"the batch at offset {one.base_offset} has a wrong CRC")
         written = None
-        if producer_id >= 0 and sequence >= 0:
-            written = Written(producer_id & CLIENT_MASK, epoch, sequence, advance(sequence, delta))
-        if base >= out.position and count == delta + 1 and not attributes & LOG_APPEND_TIME:
-            out.pieces.append(Piece(data, count, base, following, ((base, count),), leader_epoch, newest, written))
+        if one.producer_id >= 0 and one.base_sequence >= 0:
+            written = Written(one.producer_id & CLIENT_MASK, one.producer_epoch, one.base_sequence, one.last_sequence)
+        if one.base_offset >= out.position and one.dense and not one.log_append_time:
+            out.pieces.append(
+                Piece(data, one.records, one.base_offset, following, None, one.leader_epoch, one.max_timestamp, written)
+            )
         else:
             kept = [record for record in decode_records(records, one) if record.offset >= out.position]
             if kept:
-                out.pieces.append(_encoded(kept, attributes & CODEC, base, following, leader_epoch, written))
+                out.pieces.append(
+                    _encoded(kept, one.attributes & CODEC, one.base_offset, following, one.leader_epoch, written)
+                )
             else:
                 out.left_out += 1
         out.position = following
-    flush()
-    return out
 
 
 def _encoded(

@@ -7,17 +7,18 @@ from typing import Protocol
 
 import trio
 
-from kafka_client import ClientError, ClusterClient
+from kafka_client import CallTimeout, ClientError, ClusterClient
 from kafka_client.cluster import backoff
 from kafka_client.connection import Connection
+from kafka_client.duplex import Duplex, Lent
 from kafka_wire.codec import DecodeError
 from replicator.wire import FETCH, Fetched, FetchSession, Place, Wanted
 
 MAX_WAIT_MS = 250
 SKIPPED_WAIT_MS = 10
 PIECE_BYTES = 64 << 10  # the least that a limited link asks for at once
-RESPONSE_BYTES = 16 << 20
-WAITING_BYTES = 192 << 20  # of everything this broker's partitions have fetched and not written
+RESPONSE_BYTES = 4 << 20
+WAITING_BYTES = 192 << 20  # of memory that holds what this broker's partitions have fetched and not written
 ANSWER_SECONDS = 30.0
 
 
@@ -25,9 +26,6 @@ class Feed(Protocol):
     """One source partition, at `origin`."""
 
     origin: Place
-
-    @property
-    def waiting_bytes(self) -> int: ...
 
     def wanted(self) -> Wanted | None:
         """What to fetch next; None while enough is waiting."""
@@ -68,6 +66,7 @@ class Feeder:
         self._feeds: dict[Place, Feed] = {}
         self._by_answer: dict[tuple[str | bytes, int], Feed] = {}
         self._changed = trio.Event()
+        self._memory = Lent(WAITING_BYTES)
         self._asked: dict[Place, Feed] = {}  # for whom the newest request asks
         self._replaced = False
         self.requests = 0
@@ -111,43 +110,54 @@ class Feeder:
 
     async def _fetch(self, connection: Connection) -> None:
         session = FetchSession(connection.version(FETCH))
-        connection.grow = 2 * RESPONSE_BYTES
+        duplex = Duplex(connection)
         while True:
             wanted: dict[Place, Wanted] = {}
             asked: dict[Place, Feed] = {}
             skipped = False
-            waiting = 0
             for place, feed in self._feeds.items():
-                waiting += feed.waiting_bytes
                 one = feed.wanted()
                 if one is None:
                     skipped = True
                 else:
                     wanted[place], asked[place] = one, feed
-            if not wanted or waiting > WAITING_BYTES:
+            if not wanted or self._memory.full:
                 self._changed = trio.Event()
                 with trio.move_on_after(0.1):
                     await self._changed.wait()
                 continue
+            if duplex.due:
+                await duplex.renew()
             if self._replaced:
                 self._replaced = False
                 session.begin_anew()
             self._asked = asked
             # Where a partition is left out for now, the others' silence must not hold it back.
-            frame = session.request(
-                wanted,
-                max_wait_ms=SKIPPED_WAIT_MS if skipped else MAX_WAIT_MS,
-                max_bytes=self._limit.piece(RESPONSE_BYTES),
+            duplex.put(
+                session.request(
+                    wanted,
+                    max_wait_ms=SKIPPED_WAIT_MS if skipped else MAX_WAIT_MS,
+                    max_bytes=self._limit.piece(RESPONSE_BYTES),
+                )
             )
-            ticket = await connection.send(frame)
-            error, answers = session.answer(await connection.receive(ticket, ANSWER_SECONDS))
+            with trio.move_on_after(ANSWER_SECONDS) as patience:
+                await duplex.drain()
+                frame = await duplex.answer(self._memory.take)
+            if patience.cancelled_caught:
+                raise CallTimeout(f"broker {self._broker}: no answer to Fetch in {ANSWER_SECONDS:g} s", sent=True)
+            error, answers = session.answer(frame)
             self.requests += 1
             if error:
                 continue  # the session is gone: the next request begins another
-            size = 0
-            for answer in answers:
-                found = self._by_answer.get((answer.topic, answer.partition))
-                if found is not None and asked.get(found.origin) is found:
-                    size += len(answer.records)
-                    await found.fetched(answer)
+            size = await self._give(answers, asked)
+            del frame, answers  # the memory may be used again as soon as all of it is written
             await self._limit.spend(size)
+
+    async def _give(self, answers: list[Fetched], asked: dict[Place, Feed]) -> int:
+        size = 0
+        for answer in answers:
+            found = self._by_answer.get((answer.topic, answer.partition))
+            if found is not None and asked.get(found.origin) is found:
+                size += len(answer.records)
+                await found.fetched(answer)
+        return size

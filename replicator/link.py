@@ -36,7 +36,7 @@ from replicator.claim import (
     register,
 )
 from replicator.copying import Data, Journal
-from replicator.core import Identity, Unit
+from replicator.core import Identity
 from replicator.feeder import Feeder, Limit
 from replicator.journal import UNIT_SIZE
 from replicator.outlet import Outlet
@@ -44,6 +44,7 @@ from replicator.recovery import Found, found_partition
 from replicator.rights import DENIED, lacking, on_topic
 from replicator.states import STOPPED, Condition, Status, Stop
 from replicator.topics import EARLIEST, TopicInfo, delete_records, describe, offsets
+from replicator.unit import Unit
 from replicator.upstream import SHIPS, Upstream, Upstreams, own_table, producer_expiration
 from replicator.wire import Topic
 from runtime import logging
@@ -314,6 +315,8 @@ class Session:
             self.over = True
             self.ended.set()
             link.sessions.pop(assignment, None)
+            for one in self.lanes.values():
+                one.show()  # what was counted since the last time
             link.upstreams.forget(self.upstreams.values())
             for number, (_, feeder) in self._placed.items():
                 feeder.remove(self.lanes[number])

@@ -25,6 +25,7 @@ from runtime.metrics import CONTENT_TYPE, Metrics, labels_of
 from runtime.settings import Settings
 
 log = logging.get(__name__)
+COLLECT_AFTER = (20_000, 20, 50)  # gc's thresholds: batches on their way are many objects, none of them in cycles
 
 TTL = 6  # seconds: units of a process that was killed go on elsewhere in less than ten
 
@@ -116,6 +117,7 @@ class Service:
         nursery.start_soon(reporting.run)
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*COLLECT_AFTER)
         self.ready = True
         process.say_ready()
         log.info("ready", pid=os.getpid(), worker=self.number)

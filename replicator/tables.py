@@ -67,7 +67,7 @@ class Following:
         if info is None:
             raise Refused(f"{self._client.name}: topic {topic!r}", ERROR.UNKNOWN_TOPIC_OR_PARTITION)
         out: dict[tuple[int, str], Kept] = {}
-        new: dict[int, list[Kept]] = {}
+        new: dict[int, tuple[_Part, list[Kept]]] = {}
         async with self._reading:
             for number in partitions:
                 for scope in scopes:
@@ -77,12 +77,13 @@ class Following:
                     kept = part.keeper.streams.get(stream)
                     if kept is None:
                         kept = Kept(stream, guards=self._guards)
-                        new.setdefault(part.number, []).append(kept)
+                        new.setdefault(part.number, (part, []))[1].append(kept)
                     out[number, scope] = kept
             if new:
                 exists = journal.TOPIC in await describe(self._client, [journal.TOPIC])
-                for number, some in new.items():
-                    await self._join(self._parts[number], some, exists)
+                for number, (part, some) in new.items():
+                    await self._join(part, some, exists)
+                    self._parts[number] = part  # `forget` may have found nothing in it yet
             await self._poll()
         return out
 

@@ -13,11 +13,18 @@ from kafka_wire.frames import response_body
 PRODUCE, FETCH = 0, 1
 CLIENT_ID = b"kfed-replicator"
 ACKS_ALL = -1
-_FLEXIBLE_PRODUCE, _IDS_PRODUCE, _IDS_FETCH = 9, 13, 13
+FLEXIBLE, _IDS_PRODUCE, _IDS_FETCH = 9, 13, 13
 _HEAD = struct.Struct(">hhih")
 _ACKS = struct.Struct(">hi")
 _I32 = struct.Struct(">i")
-_ANSWER = struct.Struct(">ihqqq")  # index, error, base offset, append time, log start
+# Index, error, base offset, append time, log start, no errors of single records, no message, no tags.
+_PLAIN = struct.Struct(">ihqqqbbb")
+ANSWER_BYTES = _PLAIN.size  # an answer has at least so many for each partition
+_FETCH = struct.Struct(">iiibii")  # wait, bytes at least and at most, isolation, session id and epoch
+_WANTED = struct.Struct(">iiqiqib")  # index, leader epoch, offset, last epoch, log start, bytes, no tags
+_FETCHED = struct.Struct(">ihqqq")  # index, error, high watermark, last stable offset, log start
+_ABORTED = struct.Struct(">qqb")
+_SESSION = struct.Struct(">ihi")  # throttle time, error, session id
 
 
 class Topic(NamedTuple):
@@ -35,19 +42,17 @@ def _request_head(key: int, version: int) -> bytearray:
     return bytearray(_HEAD.pack(key, version, 0, len(CLIENT_ID)) + CLIENT_ID)
 
 
-def produce_request(
-    version: int, batches: Sequence[tuple[Place, memoryview]], timeout_ms: int
-) -> tuple[bytearray, list[bytearray | memoryview]]:
+Batches = Mapping[Topic, Sequence[tuple[int, memoryview]]]  # (partition, batch) of each topic
+
+
+def produce_request(version: int, by_topic: Batches, timeout_ms: int) -> tuple[bytearray, list[bytearray | memoryview]]:
     """(head, parts) of a Produce with acks=all. At most one batch a partition: the caller sees to it.
 
     Two in one partition's records are refused with 87; a partition listed twice is answered with success, and only
     the last is stored.
     """
-    by_topic: dict[Topic, list[tuple[int, memoryview]]] = {}
-    for (topic, partition), batch in batches:
-        by_topic.setdefault(topic, []).append((partition, batch))
     out = _request_head(PRODUCE, version)
-    if version < _FLEXIBLE_PRODUCE:
+    if version < FLEXIBLE:
         data = [
             {"name": topic.name, "partition_data": [{"index": n, "records": batch} for n, batch in parts]}
             for topic, parts in by_topic.items()
@@ -59,6 +64,7 @@ def produce_request(
     out += _ACKS.pack(ACKS_ALL, timeout_ms)
     write_uvarint(out, len(by_topic) + 1)
     head = current = out
+    pack, add = _I32.pack, pieces.append
     for topic, parts in by_topic.items():
         if version >= _IDS_PRODUCE:
             current += topic.id
@@ -68,14 +74,48 @@ def produce_request(
             current += name
         write_uvarint(current, len(parts) + 1)
         for partition, batch in parts:
-            current += _I32.pack(partition)
-            write_uvarint(current, len(batch) + 1)
-            pieces.append(batch)
-            current = bytearray(b"\0")
-            pieces.append(current)
+            current += pack(partition)
+            size = len(batch) + 1
+            if size < 1 << 14 or size >= 1 << 21:
+                write_uvarint(current, size)
+            else:
+                current += bytes((size & 127 | 128, size >> 7 & 127 | 128, size >> 14))
+            add(batch)
+            current = bytearray(1)
+            add(current)
         current.append(0)
     current.append(0)
     return head, pieces
+
+
+def landed(version: int, frame: memoryview) -> list[tuple[bytes | str, list[tuple[int, int, int]]]] | None:
+    """The topics of an answer where all went well, with (partition, base offset, log start); None for any other."""
+    if version < FLEXIBLE or len(frame) < 6 or frame[4]:
+        return None
+    out: list[tuple[bytes | str, list[tuple[int, int, int]]]] = []
+    try:
+        topics, pos = read_uvarint(frame, 5)
+        for _ in range(topics - 1):
+            name: bytes | str
+            if version >= _IDS_PRODUCE:
+                name, pos = bytes(frame[pos : pos + 16]), pos + 16
+            else:
+                size, pos = read_uvarint(frame, pos)
+                name, pos = str(frame[pos : pos + size - 1], "utf-8"), pos + size - 1
+            parts, pos = read_uvarint(frame, pos)
+            end = pos + (parts - 1) * _PLAIN.size
+            found: list[tuple[int, int, int]] = []
+            for index, error, base, appended, start, one, two, three in _PLAIN.iter_unpack(frame[pos:end]):
+                if error or appended >= 0 or one != 1 or two or three:
+                    return None
+                found.append((index, base, start))
+            if frame[end]:
+                return None
+            out.append((name, found))
+            pos = end + 1
+    except (IndexError, struct.error):
+        return None
+    return out
 
 
 class Produced(NamedTuple):
@@ -92,10 +132,6 @@ class Produced(NamedTuple):
 
 def produce_answer(version: int, frame: memoryview) -> list[Produced]:
     """The answers of a Produce response. DecodeError."""
-    if version >= _FLEXIBLE_PRODUCE:
-        quick = _quick_answer(version, frame)
-        if quick is not None:
-            return quick
     body = decode("response", PRODUCE, version, frame, response_body(PRODUCE, version, frame))
     key = "topic_id" if version >= _IDS_PRODUCE else "name"
     return [
@@ -111,37 +147,6 @@ def produce_answer(version: int, frame: memoryview) -> list[Produced]:
         for topic in body["responses"]
         for one in topic["partition_responses"]
     ]
-
-
-def _quick_answer(version: int, frame: memoryview) -> list[Produced] | None:
-    """The same where nothing is wrong; None sends the caller the long way."""
-    out: list[Produced] = []
-    try:
-        if frame[4]:
-            return None
-        topics, pos = read_uvarint(frame, 5)
-        for _ in range(topics - 1):
-            name: str | bytes
-            if version >= _IDS_PRODUCE:
-                name, pos = bytes(frame[pos : pos + 16]), pos + 16
-            else:
-                size, pos = read_uvarint(frame, pos)
-                name, pos = str(frame[pos : pos + size - 1], "utf-8"), pos + size - 1
-            parts, pos = read_uvarint(frame, pos)
-            for _ in range(parts - 1):
-                index, error, base, appended, start = _ANSWER.unpack_from(frame, pos)
-                pos += _ANSWER.size
-                # No errors of single records, no message, no tags.
-                if error or frame[pos] != 1 or frame[pos + 1] or frame[pos + 2]:
-                    return None
-                pos += 3
-                out.append(Produced(name, index, 0, base, start, None, appended))
-            if frame[pos]:
-                return None
-            pos += 1
-    except (IndexError, struct.error):
-        return None
-    return out
 
 
 class Fetched(NamedTuple):
@@ -193,8 +198,13 @@ class FetchSession:
     ) -> bytearray:
         """The frame that asks for all of `wanted`, of which the session knows most."""
         whole = self.epoch == 0
-        ask = wanted if whole else {k: one for k, one in wanted.items() if self.sent.get(k) != one}
-        gone = [] if whole else [place for place in self.sent if place not in wanted]
+        sent = self.sent
+        ask = wanted if whole else {k: one for k, one in wanted.items() if sent.get(k) != one}
+        gone = [] if whole else [place for place in sent if place not in wanted]
+        if self.by_id and self.version >= 15:
+            self.sent = dict(wanted)
+            numbers = (max_wait_ms, min_bytes, max_bytes, int(committed), self.id, self.epoch)
+            return self._quick_request(numbers, ask, gone)
         message = {
             "max_wait_ms": max_wait_ms,
             "min_bytes": min_bytes,
@@ -209,6 +219,27 @@ class FetchSession:
         flexible = b"\0" if self.version >= 12 else b""
         return _request_head(FETCH, self.version) + flexible + encode("request", FETCH, self.version, message)
 
+    def _quick_request(self, numbers: tuple[int, ...], ask: Mapping[Place, Wanted], gone: Sequence[Place]) -> bytearray:
+        out = _request_head(FETCH, self.version)
+        out.append(0)  # no tags
+        out += _FETCH.pack(*numbers)
+        by_topic: dict[bytes, list[bytes]] = {}
+        pack = _WANTED.pack
+        for (topic, partition), one in ask.items():
+            by_topic.setdefault(topic.id, []).append(pack(partition, -1, one[0], one[1], -1, one[2], 0))
+        forgotten: dict[bytes, list[bytes]] = {}
+        for topic, partition in gone:
+            forgotten.setdefault(topic.id, []).append(_I32.pack(partition))
+        for topics in (by_topic, forgotten):
+            write_uvarint(out, len(topics) + 1)
+            for topic_id, parts in topics.items():
+                out += topic_id
+                write_uvarint(out, len(parts) + 1)
+                out += b"".join(parts)
+                out.append(0)
+        out += b"\1\0"  # no rack, no tags
+        return out
+
     def _topics(self, places: Mapping[Place, object]) -> list[Message]:
         grouped: dict[Topic, list[object]] = {}
         for (topic, _), one in places.items():
@@ -217,6 +248,11 @@ class FetchSession:
 
     def answer(self, frame: memoryview) -> tuple[int, list[Fetched]]:
         """(error, the partitions that have something to say). After an error the session begins anew. DecodeError."""
+        quick = _quick_fetched(frame) if self.by_id else None
+        if quick is not None:
+            self.id, found = quick
+            self.epoch = self.epoch % 0x7FFFFFFF + 1 if self.id else 0
+            return 0, found
         body = decode("response", FETCH, self.version, frame, response_body(FETCH, self.version, frame))
         if body["error_code"]:
             self.reset()
@@ -243,6 +279,43 @@ def _asked(partition: int, one: Wanted) -> Message:
         "last_fetched_epoch": one.last_epoch,
         "partition_max_bytes": one.max_bytes,
     }
+
+
+def _quick_fetched(frame: memoryview) -> tuple[int, list[Fetched]] | None:
+    """(session id, what was fetched) of an answer of version 13 on, where nothing is wrong with it; otherwise None."""
+    out: list[Fetched] = []
+    try:
+        _, error, session = _SESSION.unpack_from(frame, 5)
+        if error or frame[4]:
+            return None
+        topics, pos = read_uvarint(frame, 15)
+        for _ in range(topics - 1):
+            topic_id = bytes(frame[pos : pos + 16])
+            parts, pos = read_uvarint(frame, pos + 16)
+            for _ in range(parts - 1):
+                index, error, high, stable, start = _FETCHED.unpack_from(frame, pos)
+                count, pos = read_uvarint(frame, pos + _FETCHED.size)
+                aborted: list[tuple[int, int]] = []
+                for _ in range(count - 1):
+                    producer_id, first, tags = _ABORTED.unpack_from(frame, pos)
+                    if tags:
+                        return None
+                    aborted.append((producer_id, first))
+                    pos += _ABORTED.size
+                size, pos = read_uvarint(frame, pos + 4)  # in front of it the preferred replica
+                end = pos + max(size - 1, 0)
+                if frame[end]:  # tags: a log that diverges, another leader
+                    return None
+                out.append(Fetched(topic_id, index, error, high, stable, start, aborted, frame[pos:end], None))
+                pos = end + 1
+            if frame[pos]:
+                return None
+            pos += 1
+        if frame[pos]:
+            return None  # where leaders are
+    except (IndexError, struct.error):
+        return None
+    return session, out
 
 
 def fetched(topic: str | bytes, one: Message) -> Fetched:

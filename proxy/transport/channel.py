@@ -14,6 +14,8 @@ from typing import Protocol
 
 import trio
 
+from runtime.loopback import unpaced_on_loopback
+
 SCRATCH = 65536
 # A task that always finds data ready would never let another run: after so many reads in a row it steps aside.
 TURNS = 8
@@ -49,17 +51,6 @@ class Channel(Protocol):
 
     def close(self) -> None:
         """Close now; waiting calls raise ChannelClosed."""
-
-
-def unpaced_on_loopback(sock: socket.socket) -> None:
-    """Reno where the peer is on this machine: nothing is congested there, and BBR, where it is the system's default,
-    paces what it sends with timers (measured: a quarter of the proxy's CPU while consuming)."""
-    try:
-        host = sock.getpeername()[0]
-        if host == "::1" or host.startswith(("127.", "::ffff:127.")):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-    except (OSError, IndexError):
-        pass  # no TCP, gone already, or not allowed: it works without
 
 
 class PlainChannel:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kafka_wire.codec import Message, decode
 from kafka_wire.frames import parse_request, response_frame
-from replicator.wire import FETCH, PRODUCE, FetchSession, Topic, Wanted, produce_answer, produce_request
+from replicator.wire import FETCH, PRODUCE, FetchSession, Topic, Wanted, landed, produce_answer, produce_request
 
 TOPICS = [Topic("orders", bytes(15) + b"\1"), Topic("bills-ünicode", bytes(15) + b"\2")]
 PLACES = st.lists(st.tuples(st.sampled_from(TOPICS), st.integers(0, 300)), unique=True, max_size=8)
@@ -17,7 +17,10 @@ PLACES = st.lists(st.tuples(st.sampled_from(TOPICS), st.integers(0, 300)), uniqu
 @given(PLACES, st.integers(7, 13), st.data())
 def test_produce_requests(places: list[tuple[Topic, int]], version: int, data: st.DataObject) -> None:
     batches = [(place, memoryview(data.draw(st.binary(min_size=1, max_size=300)))) for place in places]
-    head, parts = produce_request(version, batches, 1234)
+    by_topic: dict[Topic, list[tuple[int, memoryview]]] = {}
+    for (topic, partition), batch in batches:
+        by_topic.setdefault(topic, []).append((partition, batch))
+    head, parts = produce_request(version, by_topic, 1234)
     frame = b"".join([head, *parts])
     header = parse_request(frame, version >= 9)
     message = decode("request", PRODUCE, version, frame, header.body)
@@ -50,6 +53,12 @@ def test_produce_answers(places: list[tuple[Topic, int]], version: int, data: st
         "responses": [{"name": t.name, "topic_id": t.id, "partition_responses": parts} for t, parts in topics.items()]
     }
     frame = memoryview(response_frame(PRODUCE, version, 5, message))[4:]
+    quick = landed(version, frame)
+    good = version >= 9 and not any(one[2] or one[6] >= 0 for one in expected)
+    assert (quick is not None) == good
+    if quick is not None:
+        found = [(name, partition, base, start) for name, some in quick for partition, base, start in some]
+        assert sorted(found, key=str) == sorted(((one[0], one[1], one[3], 3) for one in expected), key=str)
     assert sorted(map(tuple, produce_answer(version, frame)), key=str) == sorted(expected, key=str)
 
 

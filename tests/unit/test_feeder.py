@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -20,7 +21,6 @@ PLACE: Place = (Topic("orders", bytes(16)), 0)
 class Lane:
     """Wants one offset, and notes what it is told."""
 
-    waiting_bytes = 0
     origin = PLACE
 
     def __init__(self, offset: int) -> None:
@@ -35,13 +35,19 @@ class Lane:
 
 
 class Broker:
-    """Answers when it is told to."""
+    """A connection, and its stream; answers when it is told to."""
 
-    grow = 0
+    raw = reauthenticate_at = None
+    max_frame = 1 << 20
 
     def __init__(self) -> None:
         self.requests: list[Message] = []
         self.answers, self._answers = trio.open_memory_channel[Message](10)
+        self._correlation = 0
+
+    @property
+    def stream(self) -> Broker:
+        return self
 
     def version(self, _: int) -> int:
         return VERSION
@@ -50,13 +56,13 @@ class Broker:
     async def dedicated(self, _: int) -> AsyncIterator[Broker]:
         yield self
 
-    async def send(self, frame: bytearray) -> None:
-        body = memoryview(bytes(frame))[4 + 4 + 2 + len(b"kfed-replicator") + 1 :]
+    async def send_all(self, data: bytes) -> None:
+        (self._correlation,) = struct.unpack_from(">i", data, 8)
+        body = memoryview(data)[4 + 4 + 4 + 2 + len(b"kfed-replicator") + 1 :]
         self.requests.append(decode("request", FETCH, VERSION, body, 0))
 
-    async def receive(self, _: None, __: float) -> memoryview:
-        message = await self._answers.receive()
-        return memoryview(response_frame(FETCH, VERSION, 1, message))[4:]
+    async def receive_some(self, _: int) -> bytes:
+        return bytes(response_frame(FETCH, VERSION, self._correlation, await self._answers.receive()))
 
 
 def answer(offset: int) -> Message:

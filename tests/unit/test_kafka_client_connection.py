@@ -23,6 +23,7 @@ from kafka_client import (
     open_connection,
 )
 from kafka_client.connection import choose_version
+from kafka_client.duplex import Duplex, Lent
 from kafka_wire.codec import Message, decode, is_flexible
 from kafka_wire.errors import ERROR
 from kafka_wire.frames import parse_request, peek_request, request_frame, response_frame
@@ -503,23 +504,68 @@ async def test_refused_logins(sasl: Sasl, code: int | None) -> None:
         assert "wrong-secret" not in str(refused.value) + repr(sasl)
 
 
-async def test_frames_in_parts_and_answers_apart() -> None:
-    """`send` and `receive`: several on their way, small ones joined, large ones in pieces."""
+async def test_a_duplex_keeps_many_requests_on_their_way() -> None:
+    """Small frames and large ones in parts; answers one by one, many at once, and cut in the middle."""
     sizes: list[int] = []
 
     async def script(peer: Peer) -> None:
-        for _ in range(3):
+        answers = b""
+        for _ in range(4):
             (size,) = struct.unpack(">i", await peer.bytes(4))
             frame = await peer.bytes(size)
             sizes.append(size)
             assert frame[8:] == b"head" + b"".join(bytes([n % 256]) * (size // 1000) for n in range(1000))
-            await peer.stream.send_all(struct.pack(">i", 8) + frame[4:8] + b"done")
+            answers += struct.pack(">i", 8) + frame[4:8] + b"done"
+        await peer.stream.send_all(answers[:30])
+        await peer.stream.send_all(answers[30:])
+        (size,) = struct.unpack(">i", await peer.bytes(4))
+        frame = await peer.bytes(size)
+        await peer.stream.send_all(struct.pack(">i", 4 + 300_000) + frame[4:8] + bytes(300_000))
 
     async with connected(script) as connection:
-        tickets = []
-        for each in (1, 200, 3000):
+        duplex = Duplex(connection)
+        for each in (1, 200, 20_000, 1):
             parts = [bytes([n % 256]) * each for n in range(1000)]
-            tickets.append(await connection.send(struct.pack(">hhi", 16, 0, 0) + b"head", parts))
-        for ticket in tickets:
-            assert bytes(await connection.receive(ticket))[4:] == b"done"
-    assert sizes == [12 + 1000, 12 + 200_000, 12 + 3_000_000]
+            duplex.put(bytearray(struct.pack(">hhi", 16, 0, 0) + b"head"), parts)
+        assert not duplex.flush() and duplex.unsent  # more than a socket takes at once
+        with trio.fail_after(10):
+            await duplex.drain()
+            got: list[bytes] = []
+            while len(got) < 4:
+                got += [bytes(one)[4:] for one in await duplex.answers(24)]
+            assert got == [b"done"] * 4
+            duplex.put(bytearray(struct.pack(">hhi", 16, 0, 0) + b"more"))
+            await duplex.drain()
+            lent = Lent(8 << 20)
+            frame = await duplex.answer(lent.take)
+            assert len(frame) == 4 + 300_000 and not any(frame[4:])
+    assert sizes == [12 + 1000, 12 + 200_000, 12 + 20_000_000, 12 + 1000]
+
+
+def test_lent_memory_is_used_again_once_nobody_looks_at_it() -> None:
+    lent = Lent(10 << 20)
+    first = lent.take(3 << 20)
+    assert first is not None
+    view = memoryview(first)[5:9]
+    other = lent.take(3 << 20)
+    assert other is not None and other is not first
+    held = memoryview(other)
+    assert lent.take(5 << 20) is None  # too much, while both are looked at
+    view.release()
+    assert lent.take(2 << 20) is first and not lent.full
+    held.release()
+    assert lent.take(9 << 20) is not None and lent.size == 9 << 20
+
+
+async def test_a_duplex_refuses_answers_out_of_order() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.bytes(4 + 12)
+        await peer.stream.send_all(struct.pack(">ii", 8, 99) + b"done")
+
+    async with connected(script) as connection:
+        duplex = Duplex(connection)
+        duplex.put(bytearray(struct.pack(">hhi", 16, 0, 0) + b"head"))
+        assert duplex.flush()
+        with pytest.raises(BrokerUnavailable, match="out of order"):
+            await duplex.answers()
+        assert connection.closed
