@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.stamp
 PACKAGES := kafka_wire metadata_service offset_sync replicator proxy kafka_client runtime admin cli console
 SOURCES  := $(PACKAGES) tools tests
 
-.PHONY: setup requirements kafka format check test soak bench bench-tables demo clean
+.PHONY: setup requirements kafka format check test soak bench bench-mirror bench-tables demo clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,9 @@ test: check kafka
 soak: kafka
 	KFED_TEST_RANDOM=1 $(BIN)/pytest -q tests/unit tests/property
 	KFED_TEST_RANDOM=1 $(BIN)/pytest -m soak --timeout 0 tests
+
+bench-mirror: kafka
+	$(BIN)/python -m tools.bench.mirror
 
 bench: kafka
 	$(BIN)/python -m tools.bench

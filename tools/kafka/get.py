@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 POM = Path(__file__).with_name("pom.xml")
+CONNECT = Path(__file__).with_name("connect.xml")  # MirrorMaker's, and all of POM
 PACKAGES = {"java": "openjdk-17-jre-headless", "javac": "openjdk-17-jdk-headless", "mvn": "maven"}
 
 
@@ -85,12 +86,12 @@ def require(*programs: str) -> None:
             subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
-def _copy_jars(directory: Path) -> None:
+def _copy_jars(pom: Path, directory: Path) -> None:
     require("java", "mvn")
     print(f"getting Kafka {version()} ...", file=sys.stderr, flush=True)
     done = subprocess.run(
         [
-            "mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies",
+            "mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies",
             "-DincludeScope=runtime", f"-DoutputDirectory={directory}",
         ],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -100,15 +101,16 @@ def _copy_jars(directory: Path) -> None:
 
 
 @functools.cache
-def libs() -> Path:
-    """The directory with the jars; gets them first where they are missing."""
-    digest = hashlib.sha256(POM.read_bytes()).hexdigest()[:8]
-    return build_once(cache() / f"libs-{digest}", functools.partial(_copy_jars))
+def libs(pom: Path = POM) -> Path:
+    """The directory with the jars that `pom` names; gets them first where they are missing."""
+    named = POM.read_bytes() + (pom.read_bytes() if pom != POM else b"")
+    digest = hashlib.sha256(named).hexdigest()[:8]
+    return build_once(cache() / f"libs-{digest}", functools.partial(_copy_jars, pom))
 
 
 @functools.cache
-def jars() -> tuple[Path, ...]:
-    return tuple(sorted(libs().glob("*.jar")))
+def jars(pom: Path = POM) -> tuple[Path, ...]:
+    return tuple(sorted(libs(pom).glob("*.jar")))
 
 
 def main() -> None:

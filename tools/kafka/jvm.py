@@ -13,9 +13,9 @@ LOG4J = Path(__file__).with_name("log4j2.xml")
 QUICK_START = ("-XX:TieredStopAtLevel=1",)
 
 
-def classpath(*extra: Path) -> str:
+def classpath(*extra: Path, pom: Path = get.POM) -> str:
     # Kafka's jars come first and in a fixed order: a class data archive only fits the class path it was made with.
-    return ":".join(str(path) for path in (*get.jars(), *extra))
+    return ":".join(str(path) for path in (*get.jars(pom), *extra))
 
 
 def command(
@@ -27,7 +27,9 @@ def command(
     extra_classpath: Sequence[Path] = (),
     properties: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
+    pom: Path = get.POM,
 ) -> list[str]:
+    """`pom` names the jars."""
     get.require("java")
     system = {
         "log4j2.configurationFile": str(LOG4J),
@@ -44,7 +46,7 @@ def command(
         *options,
         *(f"-D{name}={value}" for name, value in system.items()),
         "-cp",
-        classpath(*extra_classpath),
+        classpath(*extra_classpath, pom=pom),
         main,
         *arguments,
     ]
