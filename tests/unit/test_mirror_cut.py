@@ -10,7 +10,7 @@ from kafka_wire.batches import CONTROL, LOG_APPEND_TIME, TRANSACTIONAL, walk
 from kafka_wire.records import Record, body_of, decode_records, encode_batch, fields_of
 from offset_sync.guard import Entry, Guard, Noted
 from offset_sync.table import Table
-from replicator.cut import Corrupt, Written, cut, producer_ids
+from replicator.cut import Corrupt, Strangers, Written, cut, producer_ids
 from replicator.journal import (
     PARTITIONS,
     REGISTRY,
@@ -107,6 +107,24 @@ def test_what_mirrors_wrote_is_left_out_in_exchange() -> None:
     assert producer_ids(walk(data)) == {7, 8, -1}
     got = cut(data, 0, foreign={7}.__contains__)
     assert ([one.base for one in got.pieces], got.position, got.left_out) == ([1, 2], 3, 1)
+
+
+def test_nothing_is_cut_before_its_producer_is_known() -> None:
+    data = log(batch(0), batch(1, producer_id=7), batch(2, producer_id=8))
+    before = bytes(data)
+    with pytest.raises(Strangers) as strangers:
+        cut(data, 0, known={-1, 7}.__contains__)
+    assert strangers.value.ids == {-1, 7, 8} and bytes(data) == before
+    assert len(cut(data, 0, known={-1, 7, 8}.__contains__).pieces) == 3
+
+
+@pytest.mark.parametrize("limit", range(4, 10))
+def test_a_batch_that_goes_past_the_limit_waits(limit: int) -> None:
+    data = log(batch(5, 6), batch(7, attributes=TRANSACTIONAL, producer_id=1), batch(8))
+    got = cut(data, 5, limit=limit)
+    assert got.position == {4: 5, 5: 5, 6: 5, 7: 7, 8: 8, 9: 9}[limit]
+    assert [one.next for one in got.pieces] == [end for end in (7, 8, 9) if end <= limit]
+    assert got.held == (limit < 9)
 
 
 def test_old_messages_become_batches() -> None:
