@@ -6,6 +6,7 @@ exit status 1 if anything was lost, read twice or refused.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -50,8 +51,8 @@ def where(clusters: Mapping[str, Cluster]) -> Table:
     """What the clusters themselves hold of each topic."""
     table = Table(
         "topic",
-        *(f"records on {name}" for name in clusters),
-        title=f"What the clusters themselves hold ({MIRRORED}: a copy)",
+        *(f"offsets on {name}" for name in clusters),
+        title=f"What the clusters themselves hold ({MIRRORED} on west: a copy, with the mirror's own marks)",
     )
     for topic in TOPICS:
         held = (ends(cluster, topic) for cluster in clusters.values())
@@ -116,7 +117,28 @@ def mirror(federation: Federation) -> bool:
         time.sleep(1.0)
     writing.join(MIRROR_SECONDS)
     out.print(table)
-    return copied >= EACH + MORE and not account.errors
+    return verified(federation, EACH + MORE) and not account.errors
+
+
+def verified(federation: Federation, records: int) -> bool:
+    """Whether both sides hold the same, record by record, once the mirror has noted down how far it is."""
+    command = ["verify", MIRRORED]
+    deadline = time.monotonic() + MIRROR_SECONDS
+    while True:
+        ran = subprocess.run(
+            [program(), *command, "--json", "--admin", federation.admin], check=False, capture_output=True, text=True
+        )
+        found = json.loads(ran.stdout)
+        figures = {
+            name: sum(each[name] for one in found["partitions"] for each in one["buckets"])
+            for name in ("identical", "missing", "extra", "changed")
+        }
+        if figures["identical"] >= records or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    told = ", ".join(f"{name} {count}" for name, count in figures.items())
+    out.print(f"[bold]comparing[/] kfed {' '.join(command)}: {told}")
+    return ran.returncode == 0 and figures["identical"] == records
 
 
 def stay(clusters: Mapping[str, Cluster], federation: Federation) -> None:
