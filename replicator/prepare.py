@@ -188,15 +188,24 @@ async def _trial(
 
 
 async def prepare(
-    source: ClusterClient, target: ClusterClient, topic: str, *, ship: bool, max_message: int | None = None
+    source: ClusterClient,
+    target: ClusterClient,
+    topic: str,
+    *,
+    ship: bool,
+    max_message: int | None = None,
+    follow: bool = True,
 ) -> Prepared:
     """Make the target fit: create it, add partitions, alter what is followed; then judge it. Idempotent.
+
+    Without `follow` the configuration of a target that has records is left as it is: it is not known yet whether they
+    are of this very source.
 
     Raises:
         NoSource: the source has no such topic. Refused: a cluster refuses.
     """
     judged = await judge(source, target, topic, ship=ship, max_message=max_message)
-    altered = judged.alter
+    altered = judged.alter if follow or judged.reopen else {}
     if judged.create is not None:
         request = _creation_request(topic, judged.partitions, judged.create, False)
         one = (await target.call(CREATE_TOPICS, request, retry=True))["topics"][0]
@@ -215,8 +224,9 @@ async def prepare(
     if judged.reopen:
         await _open(target, topic)
     if judged.create is not None or judged.expand is not None:
+        created = judged.create is not None
         judged = await judge(source, target, topic, ship=ship, max_message=max_message)
-        if judged.alter:  # the clusters' defaults differ
+        if judged.alter and created:  # the clusters' defaults differ
             await alter(target, topic, judged.alter)
             altered = {**altered, **judged.alter}
     target_id = judged.target.topic.id if judged.target is not None else _NO_ID

@@ -22,7 +22,7 @@ from replicator.following import Followed, Following
 from replicator.link import Assignment, Link, Mode, units
 from replicator.preflight import CHANGES_SILENTLY, Problem
 from replicator.prepare import NoSource, prepare
-from replicator.states import Status
+from replicator.states import Condition, Status
 from runtime import logging
 
 log = logging.get(__name__)
@@ -57,6 +57,7 @@ class Progress:
     problems: tuple[Problem, ...] = ()
     error: str = ""
     failures: int = 0  # to look at both sides, since it last succeeded
+    looks: int = 0  # at both sides
     without_source: float = math.inf  # since when (trio's clock) the source has no such topic
     target_id: bytes = bytes(16)  # zeros until it is known
     running: dict[int, Assignment] = field(default_factory=dict)
@@ -226,15 +227,27 @@ class Replicator:
         async with progress.following:
             looked.set()
 
+    def _certain(self, progress: Progress) -> bool:
+        """Whether the source is certainly the topic that was copied: one that was created anew has other settings, and
+        with them the target might delete what is left of the old one."""
+        link = self.links.get((progress.mirror.source, progress.mirror.target))
+        if link is None:
+            return False
+        places = [(one.topic, number) for one in progress.running.values() for number in one.partitions]
+        found = {link.status[place].condition for place in places if place in link.status}
+        return bool(found & {Condition.COPYING, Condition.CAUGHT_UP}) and Condition.RECREATED not in found
+
     async def _look(self, progress: Progress) -> None:
         mirror = progress.mirror
         progress.due = False
+        progress.looks += 1
         try:
             found = await prepare(
                 self._clusters[mirror.source],
                 self._clusters[mirror.target],
                 mirror.topic,
                 ship=mirror.mode == "ship",
+                follow=self._certain(progress),
             )
             link = self._link(mirror)
         except KeyError as error:

@@ -13,7 +13,7 @@ from kafka_client import ClusterClient
 from kafka_wire.codec import Message
 from replicator import link as link_module
 from replicator.claim import CREATE_TOPICS
-from replicator.prepare import CREATE_PARTITIONS, alter
+from replicator.prepare import CREATE_PARTITIONS, alter, configs
 from replicator.states import Condition
 from replicator.topics import TopicInfo, describe
 from replicator.worker import Mirror, Replicator
@@ -167,6 +167,18 @@ async def test_a_deleted_target_is_made_and_filled_anew(east: Cluster, west: Clu
         replicator.again()
         await until(lambda: progress.without_source < math.inf, "the source was not looked for")
         assert len(await log_of(here, topic, 0)) == 4
+        # ... nor does it follow what another topic of that name is to be like.
+        await create(east, topic, 2, retention_ms="1000")
+        await until(lambda: shown(replicator, mirror)[0] is Condition.RECREATED, "not recreated")
+        for _ in range(2):
+            at = progress.looks
+            replicator.again()
+            await until(lambda at=at: progress.looks > at, "not looked at")  # type: ignore[misc]
+        assert (await configs(here, topic)).values["retention.ms"] != "1000" and "retention.ms" not in progress.altered
+    async with replicating(east, west) as (replicator, (_, here)):  # a worker that knows nothing of this
+        progress = await replicator.add(mirror)
+        await until(lambda: shown(replicator, mirror)[0] is Condition.RECREATED, "not recreated")
+        assert (await configs(here, topic)).values["retention.ms"] != "1000"
 
 
 async def on_brokers(cluster: Cluster, topic: str, brokers: list[int], **values: str) -> None:
