@@ -78,8 +78,8 @@ class Bench:
     sizes: Sizes
     only: Sequence[str] = PHASES  # processes' names
     profile: Path | None = None
+    tuned: bool = False
     rounds: Found = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
     # -- processes ------------------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class Bench:
         try:
             if "mm" in self.only:
                 pattern = "|".join(one.topic for one in shapes)
-                makers.append(MirrorMaker(self.source, self.target, alias, pattern, settings))
+                makers.append(MirrorMaker(self.source, self.target, alias, pattern, settings, tuned=self.tuned))
             if "kfed" in self.only:
                 makers.insert(0, Kfed(self.source, self.target, [one.topic for one in shapes], self.profile))
             for shape in shapes:  # a first record through all of it
@@ -339,6 +339,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=Sizes.rounds)
     parser.add_argument("--quick", action="store_true", help="a tenth of the load, one round: to see that it works")
     parser.add_argument("--only", choices=("kfed", "mm"), help="leave the other one out")
+    parser.add_argument(
+        "--tuned", action="store_true", help="MirrorMaker with larger polls and batches than it comes with"
+    )
     parser.add_argument("--phases", default=",".join(PHASES), help=f"some of {','.join(PHASES)}")
     parser.add_argument("--profile", type=Path, help="cProfile's figures of kfed's processes, into this directory")
     given = parser.parse_args()
@@ -358,7 +361,7 @@ def main() -> int:
     live, behind = Shape("mirror-live", "none", 1, PARTITIONS), Shape("mirror-behind", "none", 16, 1)
     numbered = Shape("mirror-numbered", "none", 1, len(DISTANCES))
     with running(*spec) as clusters:
-        bench = Bench(clusters[SOURCE], clusters[TARGET], sizes, only, given.profile)
+        bench = Bench(clusters[SOURCE], clusters[TARGET], sizes, only, given.profile, given.tuned)
         tables: list[str] = []
         for codec in ("none", "lz4"):
             if codec in phases:

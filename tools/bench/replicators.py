@@ -102,9 +102,19 @@ class MirrorMaker(Replication):
     name = "MirrorMaker 2"
 
     def __init__(
-        self, source: Cluster, target: Cluster, alias: str, topics: str, settings: Mapping[str, str] | None = None
+        self,
+        source: Cluster,
+        target: Cluster,
+        alias: str,
+        topics: str,
+        settings: Mapping[str, str] | None = None,
+        *,
+        tuned: bool = False,
     ) -> None:
-        """`alias` is what it calls the source; it also names its own topics, so use one alias once."""
+        """`alias` is what it calls the source; it also names its own topics, so use one alias once.
+
+        Its consumer and producer have their defaults; `tuned`: larger polls and batches.
+        """
         self.alias = alias
         flow = f"{alias}->target"
         values = {
@@ -127,8 +137,7 @@ class MirrorMaker(Replication):
             "tasks.max": "2",
             # It is paused while the other one works, and must not lose its tasks meanwhile.
             "target.session.timeout.ms": "120000",
-            f"{alias}.consumer.max.poll.records": "4000",
-            "target.producer.batch.size": "131072",
+            **({f"{alias}.consumer.max.poll.records": "4000", "target.producer.batch.size": "131072"} if tuned else {}),
             **(settings or {}),
         }
         self._directory = tempfile.TemporaryDirectory(prefix="kfed-bench-")
