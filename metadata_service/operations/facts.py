@@ -99,4 +99,5 @@ class Facts:
     switch_written: frozenset[str] = frozenset()  # clusters whose internal topic has the switch
     emptied: frozenset[str] = frozenset()  # topics whose old copy holds nothing any longer
     others: frozenset[str] = frozenset()  # reopeners and retirers that other migrations of these topics still name
+    earlier: tuple[str, ...] = ()  # other migrations of these topics that have not ended
     pending: bool = False  # an OpenCopy, Reopen, SetFinal or Empty of this process has no answer yet

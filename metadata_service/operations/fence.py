@@ -175,11 +175,13 @@ class _Queues:
 
 
 class Fence:
-    """One worker's. `judge` is the producer guard: asked before a write goes to a target; `unknown` where the target's
-    leader has state for that producer already, since then the broker judges."""
+    """One worker's. `judge` is the producer guard, asked before a write goes to a target. A duplicate is one, whatever
+    the target's leader knows: a later batch of that producer may have got there first, while this one's acknowledgement
+    was lost. All else is `unknown` where that leader has state for the producer: then the broker judges."""
 
     def __init__(self, limits: Limits, judge: Callable[[Write], Verdict]) -> None:
-        self.fresh_until = 0.0
+        self._fresh_until = 0.0
+        self._granted = self._seen = 0
         self._limits = limits
         self._judge = judge
         self._known: dict[str, _Known] = {}
@@ -219,12 +221,22 @@ class Fence:
         known.ready = True
         return self._flush(known, now)
 
-    def renewed(self, fresh_until: float) -> None:
-        """The lease was renewed: fresh until then, counted from before the renewal was sent."""
-        self.fresh_until = max(self.fresh_until, fresh_until)
+    def renewed(self, fresh_until: float, granted: int) -> None:
+        """The lease was renewed: fresh until then, counted from before the renewal was sent. `granted`: the store's
+        revision when this lease was granted."""
+        self._fresh_until, self._granted = fresh_until, granted
+
+    def saw(self, revision: int) -> None:
+        """The view has everything up to this revision."""
+        self._seen = max(self._seen, revision)
 
     def fresh(self, now: float) -> bool:
-        return now < self.fresh_until
+        """Whether nothing that waits for this worker can have gone past it.
+
+        A new lease does not make it so at once: while there was none, nobody waited, and the view may still lack what
+        was decided then.
+        """
+        return now < self._fresh_until and self._seen >= self._granted
 
     def concerned(self, topic: str) -> bool:
         """Whether this topic's writes must come here; others are judged by the view alone."""
@@ -382,7 +394,7 @@ class Fence:
         if verdict.kind == "fenced":
             return Answer(one, ERROR.INVALID_PRODUCER_EPOCH)
         if verdict.kind == "gap":
-            if self._forwarding(one) or now - each.since < GAP_WAIT:
+            if self._forwards(one) or now - each.since < GAP_WAIT:
                 return None
             return Answer(one, ERROR.OUT_OF_ORDER_SEQUENCE_NUMBER)
         if one.cluster != record.target:
@@ -393,7 +405,11 @@ class Fence:
         """Whether writes to this partition that came to the old place are held or on their way to the new one."""
         place = (one.topic, one.partition)
         queue = self._queues.held.get(place, ())
-        return any(each.write.cluster != one.cluster for each in queue) or any(
+        return any(each.write.cluster != one.cluster for each in queue) or self._forwards(one)
+
+    def _forwards(self, one: Write) -> bool:
+        place = (one.topic, one.partition)
+        return any(
             each.forwarded and (each.write.topic, each.write.partition) == place for each in self._flying.values()
         )
 
@@ -433,8 +449,11 @@ def read(record: MigrationRecord, cluster: str, topic: str, partition: int, offs
     return Read.OLD
 
 
-def fetch_error(code: int, fresh: bool) -> int:
-    """The error to pass on. A worker without a fresh lease may have missed a switch: an offset beyond its log may be
-    valid elsewhere, so OFFSET_OUT_OF_RANGE (upon which clients reset their positions) becomes NOT_LEADER. To be judged
-    when the answer is passed on, not when the question came."""
-    return ERROR.NOT_LEADER_OR_FOLLOWER if code == ERROR.OFFSET_OUT_OF_RANGE and not fresh else code
+def fetch_error(code: int, fresh: bool, same: bool) -> int:
+    """The error to pass on; to be judged when the answer is passed on, not when the question came.
+
+    Upon OFFSET_OUT_OF_RANGE clients reset their positions, and an offset beyond one log may be valid elsewhere. So it
+    is passed on only by a worker that is `fresh`, and where the topic is by now what it was when the question was
+    judged (`same`); else it becomes NOT_LEADER.
+    """
+    return code if code != ERROR.OFFSET_OUT_OF_RANGE or (fresh and same) else ERROR.NOT_LEADER_OR_FOLLOWER

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -55,6 +55,7 @@ from offset_sync.timeline import Exhausted
 QUIET = 30.0  # seconds without a forwarded write, after which producers count as redirected
 SOURCE_TOLD = 1.0  # seconds for the old cluster to take the note of the switch
 
+Ending = Literal["", "aborted", "failed"]
 Work = Callable[[MigrationRecord, Facts, float], Decision]
 
 
@@ -75,18 +76,24 @@ def advance(record: MigrationRecord, facts: Facts, now: float) -> Decision:
         reason = _give_up(record, facts, now)
         if reason is not None:
             return lift(record, facts.me, *reason)
-    elif record.step in ("ship", "caught_up") and (ending := _ending(record, facts)) is not None:
-        return _step(record, "lift", reason=ending[0], fatal=ending[1])
+    elif record.step in ("ship", "caught_up"):
+        if strays := gates.strays(facts.settings, record):
+            if any(name not in record.saved for name in strays):
+                return _step(record, "lift", reason=f"closed by somebody else: {_names(strays)}", ending="failed")
+            lifted = _set(record, step="lift", hold="lifted", closing=True, reopeners=_with(record.reopeners, facts.me))
+            return Decision(Commit("lift", lifted))
+        if (ending := _ending(record, facts)) is not None:
+            return _step(record, "lift", reason=ending[0], ending=ending[1])
     return STEPS[record.step].work(record, facts, now)
 
 
-def lift(record: MigrationRecord, me: str, reason: str, fatal: bool = False) -> Decision:
+def lift(record: MigrationRecord, me: str, reason: str, ending: Ending = "") -> Decision:
     """End the hold without a switch; also for a worker whose budget is over. Whoever lifts also reopens, so it is named
     first, where a close may have been sent. Nothing where there is no hold to lift."""
     if record.hold not in LIFTABLE:
         return Decision()
     reopeners = _with(record.reopeners, me) if record.closing else record.reopeners
-    lifted = _set(record, step="lift", hold="lifted", reopeners=reopeners, reason=reason, fatal=record.fatal or fatal)
+    lifted = _set(record, step="lift", hold="lifted", reopeners=reopeners, reason=reason, ending=ending)
     return Decision(Commit("lift", lifted))
 
 
@@ -103,6 +110,26 @@ def reopened(record: MigrationRecord, facts: Facts) -> Decision:
         return Decision(Commit("confirm", done))
     again = [Reopen(name, record.source, record.saved[name]) for name in sorted(record.topics)]
     return Decision(commands=(*again, Probe(record.source, tuple(parts(record)))), waits="the source is being reopened")
+
+
+def stray(record: MigrationRecord, facts: Facts) -> Decision:
+    """For the controller's housekeeping: of the newest migration of a topic, which has ended. A close of it that came
+    late is undone, by a recorded reopener as always; the topic's record is written besides, so that a hold that begins
+    at this moment is refused and looks again.
+
+    `facts.settings` and `facts.probes` are of `record.source`, and only of topics that it serves.
+    """
+    if record.step not in ENDED or facts.earlier or facts.others:
+        return Decision()
+    closed = [name for name in gates.strays(facts.settings, record) if name in record.saved]
+    serving = sorted(name for name in facts.topics if facts.topics[name].value.cluster == record.source)
+    if not closed or serving != sorted(record.topics):
+        ask: tuple[Command, ...] = (AskSettings(record.source, tuple(serving)),)
+        return Decision(commands=ask if serving and not facts.settings else ())
+    if facts.me not in record.reopeners:
+        touched = tuple(Change(topic_key(one), facts.topics[one].value, facts.topics[one].revision) for one in serving)
+        return Decision(Commit("confirm", _set(record, reopeners=_with(record.reopeners, facts.me)), touched))
+    return Decision(commands=tuple(Reopen(name, record.source, record.saved[name]) for name in closed))
 
 
 def confirmed(record: MigrationRecord, me: str) -> Decision:
@@ -143,22 +170,19 @@ def _ship(record: MigrationRecord, facts: Facts, now: float) -> Decision:
         if facts.me in record.reopeners and name in reused:
             made.append(OpenCopy(name, record.target))
         made.append(CreateMirror(name, record.source, record.target, record.id, one.rebuild))
+    made.append(AskSettings(record.source, tuple(sorted(record.topics))))
     return Decision(commands=tuple(made), waits="copying")
 
 
 def _caught_up(record: MigrationRecord, facts: Facts, now: float) -> Decision:
-    if strays := gates.strays(facts.settings, record):
-        if any(name not in record.saved for name in strays):
-            return _step(record, "lift", reason=f"closed by somebody else: {_names(strays)}", fatal=True)
-        reopeners = _with(record.reopeners, facts.me)
-        lifted = _set(record, step="lift", hold="lifted", closing=True, reopeners=reopeners, reason="a close came late")
-        return Decision(Commit("lift", lifted))
     if facts.me in record.reopeners and not facts.pending:
         return _step(record, "caught_up", reopeners=_without(record.reopeners, facts.me))
     if record.wanted == "pause":
         return _waiting("paused")
+    if any((one.reuse or one.rebuild) and not _copying(record, facts, name) for name, one in record.topics.items()):
+        return _step(record, "ship")  # a former copy is opened there, and nowhere else
     if record.attempt >= record.options.attempts:
-        return _step(record, "lift", reason=f"{record.attempt} holds without success: {record.reason}", fatal=True)
+        return _step(record, "lift", reason=f"{record.attempt} holds without success: {record.reason}", ending="failed")
     commands: tuple[Command, ...] = (
         *(
             CreateMirror(name, record.source, record.target, record.id, False)
@@ -176,6 +200,8 @@ def _caught_up(record: MigrationRecord, facts: Facts, now: float) -> Decision:
         return Decision(commands=commands, waits=f"without a lease: {_names(missing)}")
     if missing := gates.hands(record, facts):
         return Decision(commands=commands, waits=f"not confirmed to have nothing on its way: {_names(missing)}")
+    if facts.earlier:
+        return Decision(commands=commands, waits=f"still to end: {_names(list(facts.earlier))}")
     if facts.me in facts.others:
         return Decision(commands=commands, waits="this process has something on its way for an earlier move")
     if set(facts.settings) < set(record.topics):
@@ -215,7 +241,7 @@ def _hold(record: MigrationRecord, facts: Facts, now: float) -> Decision:
     for name in record.topics:
         if gates.looks_closed(facts.settings[name]):
             if name not in saved:
-                return lift(record, facts.me, f"{name!r} was closed by somebody else", True)
+                return lift(record, facts.me, f"{name!r} was closed by somebody else", "failed")
         else:
             saved[name] = {key: facts.settings[name].get(key) for key in gates.CLOSED}
     # Named from the start: lifting, and the target's final settings, need it; so the hold has one commit less.
@@ -262,7 +288,7 @@ def _finish(record: MigrationRecord, facts: Facts, now: float) -> Decision:
         try:
             return Decision(switch(record, facts, opened))
         except (Impossible, Exhausted) as error:
-            return lift(record, facts.me, str(error), True)
+            return lift(record, facts.me, str(error), "failed")
     finished = not any(isinstance(one, FinishMirror) for one in commands)
     commands.append(AskOffsets(record.source, everything))
     if finished:
@@ -270,37 +296,37 @@ def _finish(record: MigrationRecord, facts: Facts, now: float) -> Decision:
     return Decision(commands=tuple(commands), waits="the mirror finishes")
 
 
-def _give_up(record: MigrationRecord, facts: Facts, now: float) -> tuple[str, bool] | None:
-    """Why a hold must be lifted, and whether for good; None: it goes on."""
+def _give_up(record: MigrationRecord, facts: Facts, now: float) -> tuple[str, Ending] | None:
+    """Why a hold must be lifted, and how the migration then ends (empty: it tries again); None: it goes on."""
     if (ending := _ending(record, facts)) is not None:
         return ending
     if record.wanted == "pause":
-        return "paused", False
+        return "paused", ""
     if record.hold == "held" and now - facts.held_since >= record.options.budget:
-        return f"writes were held for {record.options.budget:g} s", False
+        return f"writes were held for {record.options.budget:g} s", ""
     grace = 2 if record.options.abort_transactions else 1
     if record.hold == "draining" and now - facts.entered >= record.options.drain_wait * grace:
-        return "transactions did not end in time", False
+        return "transactions did not end in time", ""
     for name, one in record.topics.items():
         known = facts.topics.get(name)
         if known is not None and known.value.partitions != one.partitions:
-            return f"{name!r} is being expanded", False
+            return f"{name!r} is being expanded", ""
     if record.step in ("drain", "hold") and gates.unfresh(record, facts):
-        return f"without a lease: {_names(gates.unfresh(record, facts))}", False
+        return f"without a lease: {_names(gates.unfresh(record, facts))}", ""
     return None
 
 
-def _ending(record: MigrationRecord, facts: Facts) -> tuple[str, bool] | None:
-    """Why the migration must end before the switch, and whether as failed."""
+def _ending(record: MigrationRecord, facts: Facts) -> tuple[str, Ending] | None:
+    """Why the migration must end before the switch, and how."""
     if record.wanted == "abort":
-        return "aborted", False
+        return "aborted", "aborted"
     for name, one in record.topics.items():
         known = facts.topics.get(name)
         if known is None or known.value.cluster != record.source or known.value.timeline[-1].topic_id != one.source_id:
-            return f"{name!r} is not on {record.source} any longer", True
+            return f"{name!r} is not on {record.source} any longer", "failed"
         copy = facts.copies.get(name)
         if copy is not None and copy.stopped:
-            return f"the mirror of {name!r} has stopped: {copy.stopped}", True
+            return f"the mirror of {name!r} has stopped: {copy.stopped}", "failed"
     return None
 
 
@@ -364,7 +390,7 @@ def _retire(record: MigrationRecord, facts: Facts, now: float) -> Decision:
 def _lift(record: MigrationRecord, facts: Facts, now: float) -> Decision:
     if record.hold == "lifted":
         return reopened(record, facts)
-    if not (record.fatal or record.wanted == "abort"):
+    if not record.ending:
         held = _hold_topics(record, facts, None)
         return Decision(Commit("step", _set(record, step="caught_up"), held))
     undo: list[Command] = []
@@ -378,7 +404,7 @@ def _lift(record: MigrationRecord, facts: Facts, now: float) -> Decision:
         return Decision(commands=tuple(undo), waits="the copy is left")
     if facts.me in record.reopeners and not facts.pending:
         return Decision(Commit("confirm", _set(record, reopeners=_without(record.reopeners, facts.me))))
-    return _end(record, facts, "failed" if record.fatal else "aborted")
+    return _end(record, facts, record.ending)
 
 
 STEPS: dict[Step, Row] = {
