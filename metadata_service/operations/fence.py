@@ -130,6 +130,7 @@ class _Flight:
     write: Write
     cluster: str
     forwarded: bool  # to another cluster than its connection's
+    since: float
 
 
 @dataclass(slots=True)
@@ -175,11 +176,12 @@ class _Queues:
 
 
 class Fence:
-    """One worker's. `judge` is the producer guard, asked before a write goes to a target. A duplicate is one, whatever
-    the target's leader knows: a later batch of that producer may have got there first, while this one's acknowledgement
-    was lost. All else is `unknown` where that leader has state for the producer: then the broker judges."""
+    """One worker's. `judge` is the producer guard of the cluster that a write is about to go to: asked for every write
+    to a cluster that took the topic over, in this move or an earlier one. A duplicate is one, whatever that cluster's
+    leader knows: a later batch of that producer may have got there first, while this one's acknowledgement was lost.
+    All else is `unknown` where the leader has state for the producer: then the broker judges."""
 
-    def __init__(self, limits: Limits, judge: Callable[[Write], Verdict]) -> None:
+    def __init__(self, limits: Limits, judge: Callable[[Write, str], Verdict]) -> None:
         self._fresh_until = 0.0
         self._granted = self._seen = 0
         self._limits = limits
@@ -206,11 +208,7 @@ class Fence:
         out = self._flush(known, now)
         if record.hold in ("announced", "over") and (before is None or before.record.hold != record.hold):
             out.append(CutFetches(tuple(sorted(record.topics)), record.source))
-        if record.step in ENDED and record.hold in ("open", "over"):
-            del self._known[record.id]
-            for topic in record.topics:
-                if self._by_topic.get(topic) == record.id:
-                    del self._by_topic[topic]
+        self._forget(known)
         return out
 
     def loaded(self, operation: str, now: float) -> list[Action]:
@@ -249,7 +247,9 @@ class Fence:
         known = self._known[self._by_topic[one.topic]]
         rule = self._rule(known, one, now)
         if rule is Rule.SOURCE and not self._behind(one):
-            return [self._send(one, known.record.source)]
+            verdict = self._judge(one, known.record.source)
+            if verdict.kind in ("unknown", "next"):
+                return [self._send(one, known.record.source, now)]
         if rule is Rule.REFUSE:
             return [Answer(one, ERROR.NOT_LEADER_OR_FOLLOWER)]
         full = self._queues.count >= self._limits.requests or self._queues.size + one.size > self._limits.bytes
@@ -294,8 +294,9 @@ class Fence:
     def tick(self, now: float) -> list[Action]:
         """What time brings; to be called several times a second while anything is held."""
         out: list[Action] = []
-        for known in self._known.values():
+        for known in list(self._known.values()):
             out += self._flush(known, now)
+            self._forget(known)
             record = known.record
             waited = now - known.held_since
             over = record.hold == "held" and waited >= record.options.budget
@@ -345,9 +346,19 @@ class Fence:
         queue = self._queues.held.get((one.topic, one.partition), ())
         return any(each.write.session == one.session for each in queue)
 
-    def _send(self, one: Write, cluster: str) -> Forward:
-        self._flying[one.id] = _Flight(one, cluster, cluster != one.cluster)
+    def _send(self, one: Write, cluster: str, now: float) -> Forward:
+        self._flying[one.id] = _Flight(one, cluster, cluster != one.cluster, now)
         return Forward(one, cluster)
+
+    def _forget(self, known: _Known) -> None:
+        """A migration that has ended, once nothing is held on its account."""
+        record = known.record
+        if record.step not in ENDED or any(True for name in record.topics for _ in self._queues.of(name)):
+            return
+        self._known.pop(record.id, None)
+        for topic in record.topics:
+            if self._by_topic.get(topic) == record.id:
+                del self._by_topic[topic]
 
     def _flush(self, known: _Known, now: float) -> list[Action]:
         """Everything held that need not be any longer, in order."""
@@ -383,34 +394,40 @@ class Fence:
         one, record = each.write, known.record
         rule = self._rule(known, one, now)
         if rule is Rule.SOURCE:
-            return self._send(one, record.source)
-        if rule is not Rule.TARGET or not known.ready:
+            cluster = record.source
+        elif rule is Rule.TARGET and known.ready:
+            cluster = record.target
+        else:
             return None
         if one.cluster == record.target and self._forwarding(one):
             return None  # what was sent to the old place comes first
-        verdict = self._judge(one)
+        verdict = self._judge(one, cluster)
         if verdict.kind == "duplicate":
             return Answer(one, 0, verdict.offset)
         if verdict.kind == "fenced":
             return Answer(one, ERROR.INVALID_PRODUCER_EPOCH)
         if verdict.kind == "gap":
-            if self._forwards(one) or now - each.since < GAP_WAIT:
+            if self._ahead(one, cluster, each.since) or now - each.since < GAP_WAIT:
                 return None
             return Answer(one, ERROR.OUT_OF_ORDER_SEQUENCE_NUMBER)
-        if one.cluster != record.target:
+        if one.cluster != cluster:
             known.forwarded += 1
-        return self._send(one, record.target)
+        return self._send(one, cluster, now)
 
     def _forwarding(self, one: Write) -> bool:
         """Whether writes to this partition that came to the old place are held or on their way to the new one."""
         place = (one.topic, one.partition)
         queue = self._queues.held.get(place, ())
-        return any(each.write.cluster != one.cluster for each in queue) or self._forwards(one)
+        return any(each.write.cluster != one.cluster for each in queue) or any(
+            each.forwarded and (each.write.topic, each.write.partition) == place for each in self._flying.values()
+        )
 
-    def _forwards(self, one: Write) -> bool:
+    def _ahead(self, one: Write, cluster: str, since: float) -> bool:
+        """Whether something that was sent before is on its way to this partition: the leader may know more soon."""
         place = (one.topic, one.partition)
         return any(
-            each.forwarded and (each.write.topic, each.write.partition) == place for each in self._flying.values()
+            (each.write.topic, each.write.partition) == place and each.cluster == cluster and each.since <= since
+            for each in self._flying.values()
         )
 
 
