@@ -112,6 +112,22 @@ def reopened(record: MigrationRecord, facts: Facts) -> Decision:
     return Decision(commands=(*again, Probe(record.source, tuple(parts(record)))), waits="the source is being reopened")
 
 
+def take_over(record: MigrationRecord, by: str) -> Decision:
+    """A later migration of its topics takes what is left to do: in the commit that begins that one. Only while clients
+    are redirected: before, they are not served by the target for certain, and then the old copy is being emptied."""
+    if record.step != "redirect" or record.taken_over:
+        return Decision()
+    return Decision(Commit("step", _set(record, taken_over=by)))
+
+
+def target_known(record: MigrationRecord, target_ids: dict[str, str]) -> Decision:
+    """The target's topics exist now: their physical ids, which the switch writes into the timelines."""
+    topics = {name: _set(one, target_id=target_ids.get(name, one.target_id)) for name, one in record.topics.items()}
+    if record.step not in ("ship", "caught_up") or topics == record.topics:
+        return Decision()
+    return Decision(Commit("step", _set(record, topics=topics)))
+
+
 def stray(record: MigrationRecord, facts: Facts) -> Decision:
     """For the controller's housekeeping: of the newest migration of a topic, which has ended. A close of it that came
     late is undone, by a recorded reopener as always; the topic's record is written besides, so that a hold that begins
@@ -200,6 +216,8 @@ def _caught_up(record: MigrationRecord, facts: Facts, now: float) -> Decision:
         return Decision(commands=commands, waits=f"without a lease: {_names(missing)}")
     if missing := gates.hands(record, facts):
         return Decision(commands=commands, waits=f"not confirmed to have nothing on its way: {_names(missing)}")
+    if unknown := [name for name, one in sorted(record.topics.items()) if not one.target_id]:
+        return Decision(commands=commands, waits=f"the target's topics: {_names(unknown)}")
     if facts.earlier:
         return Decision(commands=commands, waits=f"still to end: {_names(list(facts.earlier))}")
     if facts.me in facts.others:
