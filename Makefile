@@ -51,10 +51,9 @@ test: check kafka
 	    test -n "$(AGAIN)" && test "$$(grep -c '": true' $(FAILED))" -le $(AGAIN_MOST) \
 	    && echo "failed tests are tried once more" && $(REAL) --last-failed --last-failed-no-failures none $(ORDER); }
 
-# Long runs under load and faults, and property tests with examples nobody has tried yet.
+# Long runs under load and faults, and property tests with examples nobody has tried yet; writes the report.
 soak: kafka
-	KFED_TEST_RANDOM=1 $(BIN)/pytest -q tests/unit tests/property
-	KFED_TEST_RANDOM=1 $(BIN)/pytest -m soak --timeout 0 tests
+	$(BIN)/python -m tools.soak
 
 bench-mirror: kafka
 	$(BIN)/python -m tools.bench.mirror

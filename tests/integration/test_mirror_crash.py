@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections import Counter
 
 import pytest
 import trio
@@ -138,7 +139,12 @@ async def test_an_exchange_whose_mirrors_are_killed_ends_with_the_union(
 
 @pytest.mark.soak
 async def test_two_hundred_kills(east: Cluster, west: Cluster, names: Names) -> None:
-    copies = await killed(east, west, names.topic("soak"), 200)
+    kills = 200
+    copies = await killed(east, west, names.topic("soak"), kills)
+    written = Counter(str(one.content) for there, _ in copies for one in there)
+    arrived = Counter(str(one.content) for _, here in copies for one in here)
+    lost, twice = (written - arrived).total(), (arrived - written).total()
+    print(f"soak: mirror killed {kills} times: {written.total()} records, lost {lost}, twice {twice}")
     for there, here in copies:
         assert [one.content for one in there] == [one.content for one in here]
 
