@@ -58,7 +58,8 @@ class OpenCopy:
 
 @dataclass(frozen=True, slots=True)
 class CloseCopy:
-    """Close a copy that is no mirror's target any longer."""
+    """Close a copy that is no mirror's target any longer. Only for who is a recorded reopener. Late: it would close a
+    topic that serves by then."""
 
     topic: str
     cluster: str
@@ -74,8 +75,8 @@ class AskSettings:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Make all leaders refuse records. `saved` is what it had (recorded already). Late: a closed topic without a
-    closing operation, which is reopened (`strays`)."""
+    """Make all leaders refuse records. `saved` is what it had (recorded already). Only for who is a recorded reopener.
+    Late, of a process that was declared dead: a closed topic without a closing operation, which is reopened."""
 
     topic: str
     cluster: str

@@ -100,4 +100,4 @@ class Facts:
     emptied: frozenset[str] = frozenset()  # topics whose old copy holds nothing any longer
     others: frozenset[str] = frozenset()  # reopeners and retirers that other migrations of these topics still name
     earlier: tuple[str, ...] = ()  # other migrations of these topics that have not ended
-    pending: bool = False  # an OpenCopy, Reopen, SetFinal or Empty of this process has no answer yet
+    pending: bool = False  # something of this process that changes or empties one of these topics has no answer yet

@@ -8,8 +8,9 @@ for the same things. What holds, whatever is interrupted, delayed or repeated:
 
 * Only a compare-and-swap of the one record ends a hold: to `switched` or to `lifted`, never both.
 * The switch is recorded only after every leader of the source was seen closed and its log settled *after* the close was
-  recorded, with no opening of the source possibly under way: whoever may have one is named in `reopeners` beforehand,
-  and no hold starts while another is named. So nothing is appended to the source behind the recorded ends.
+  recorded, with no opening of the source possibly under way: whoever may have one, or a late close, is named in
+  `reopeners` beforehand, and no hold starts while another is named. So nothing is appended to the source behind the
+  recorded ends.
 * Before the switch every way out leads through `lift`: the source is opened, then the held writes go there.
 * A copy is opened for a mirror again only when every registered worker has acknowledged that it serves no more.
 
@@ -269,6 +270,8 @@ def _hold(record: MigrationRecord, facts: Facts, now: float) -> Decision:
 def _close(record: MigrationRecord, facts: Facts, now: float) -> Decision:
     if not (missing := gates.unclosed(record, facts)):
         return _step(record, "settle")
+    if facts.me not in record.reopeners:
+        return _step(record, "close", reopeners=_with(record.reopeners, facts.me))
     closes = [Close(name, record.source, record.saved[name]) for name in sorted({name for name, _ in missing})]
     return Decision(commands=(*closes, Probe(record.source, tuple(missing))), waits="the source is being closed")
 
@@ -418,6 +421,8 @@ def _lift(record: MigrationRecord, facts: Facts, now: float) -> Decision:
                 RemoveMirror(name, record.source, record.target, record.id),
                 CloseCopy(name, record.target),
             ]
+    if undo and facts.me not in record.reopeners:
+        return _step(record, "lift", reopeners=_with(record.reopeners, facts.me))
     if undo:
         return Decision(commands=tuple(undo), waits="the copy is left")
     if facts.me in record.reopeners and not facts.pending:

@@ -86,10 +86,10 @@ class MigrationRecord(_Record, frozen=True):
 
     `saved` are the source's own settings, per topic, recorded before it is closed and kept from then on: a closed
     topic's settings are never read as its own. `closing`: a Close may be on its way, or done. `reopeners` may have
-    something on its way that opens a topic (the source, or the target), `retirers` a deletion of the old copy: names of
-    processes, taken out by themselves once all of it is answered, or by their registration's removal. `ends` are the
-    settled physical ends of the source, `cut` the same as logical offsets: the first ones of the new placement epoch.
-    `opened` is where they lie on the target.
+    something on its way that opens (or closes) a topic, here or on the target, `retirers` a deletion of the old copy:
+    names of processes, taken out by themselves once all of it is answered, or by their registration's removal. `ends`
+    are the settled physical ends of the source, `cut` the same as logical offsets: the first ones of the new placement
+    epoch. `opened` is where they lie on the target.
     """
 
     id: str

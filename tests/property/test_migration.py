@@ -369,6 +369,23 @@ def late_reopener(broken: tuple[str, ...] = ()) -> World:
     return world
 
 
+def late_closer(broken: tuple[str, ...] = ()) -> World:
+    """A controller falls asleep before it closes; it wakes up after a move, and a move back."""
+    world = begin(1, broken)
+    for one in world.producers:
+        one.goal = 90
+    first = world.controllers[world.leader]
+    assert go(world, reached("close"))
+    while not first.todo:
+        first.think()
+    first.paused = True
+    world.elect()
+    assert go(world, reached("redirect")) and world.move_back()
+    go(world, reached("redirect", 1), count=150)
+    finish(world)
+    return world
+
+
 def lost_acknowledgement(broken: tuple[str, ...] = ()) -> World:
     """A record is in the source's log, its acknowledgement is lost, and it is sent again after the switch."""
     world = begin(1, broken)
@@ -462,6 +479,7 @@ CASES: dict[str, tuple[Callable[..., World], Break, tuple[str, ...], str]] = {
     "the rule for readers": (cut_off_reader, without(fence, "fetch_error", unchanged), (), "I2"),
     "registered workers": (sleeper_before_a_move_back, without(gates, "unacknowledged", none), (), "I3"),
     "reopeners": (late_reopener, without(gates, "hands", none), (), "I3"),
+    "closers": (late_closer, without(gates, "hands", none), (), "progress"),
     "guard": (lost_acknowledgement, nothing, ("guard",), "I5"),
     "guard where the leader knows more": (overtaken, nothing, ("late guard",), "progress"),
 }
