@@ -246,17 +246,17 @@ class Fence:
         """A client's write of a topic that is being moved."""
         known = self._known[self._by_topic[one.topic]]
         rule = self._rule(known, one, now)
-        if rule is Rule.SOURCE and not self._behind(one):
-            verdict = self._judge(one, known.record.source)
-            if verdict.kind in ("unknown", "next"):
-                return [self._send(one, known.record.source, now)]
         if rule is Rule.REFUSE:
             return [Answer(one, ERROR.NOT_LEADER_OR_FOLLOWER)]
-        full = self._queues.count >= self._limits.requests or self._queues.size + one.size > self._limits.bytes
-        if full:
+        held = _Held(one, now)
+        if rule is not Rule.HOLD and not self._behind(one):
+            action = self._try(known, held, now)
+            if action is not None:
+                return [action]
+        if self._queues.count >= self._limits.requests or self._queues.size + one.size > self._limits.bytes:
             return [Answer(one, ERROR.NOT_LEADER_OR_FOLLOWER)]
-        self._queues.add(_Held(one, now))
-        return self._flush(known, now)
+        self._queues.add(held)
+        return []
 
     def answered(self, write: int, code: int, now: float, offset: int = -1) -> list[Action]:
         """The broker's answer to a forwarded write; `offset` is physical. Its translation is the caller's."""
