@@ -6,7 +6,7 @@ finishes it. Every step may be done twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 import trio
@@ -17,6 +17,7 @@ from kafka_wire.errors import ERROR, error_name
 from metadata_service.asking import topics_by_name
 from metadata_service.failures import StubRefused, Undecided
 from metadata_service.models import StubRecord, TopicRecord, stub_key
+from metadata_service.operations.gates import CLOSED
 from metadata_service.records import settle
 from metadata_service.store.clock import Backoff
 from metadata_service.store.contract import Store
@@ -28,8 +29,6 @@ log = logging.get(__name__)
 CREATE_TOPICS, DELETE_TOPICS, DESCRIBE_CONFIGS, CREATE_PARTITIONS = 19, 20, 32, 37
 TIMEOUT = 10.0
 DESCRIBED_AT_ONCE = 200
-# Together they make every leader refuse every data batch, and let transaction markers pass.
-CLOSED: Mapping[str, str] = {"max.message.bytes": "78", "compression.type": "gzip"}
 
 
 def _creation(topic: str, partitions: int) -> Message:

@@ -17,7 +17,7 @@ from kafka_wire.batches import walk
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from kafka_wire.records import values_batch
-from metadata_service.stubs import CLOSED
+from metadata_service.operations.gates import CLOSED
 from replicator.preflight import FOREVER, Problem, creation, drift, joining, problems
 from replicator.rights import DENIED, lacking, on_topic
 from replicator.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets

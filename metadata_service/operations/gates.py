@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from metadata_service.operations.facts import Facts, Part, Worker
 from metadata_service.operations.records import MigrationRecord, parts
 
+# Together they make every leader refuse every data batch, and let transaction markers pass.
 CLOSED: Mapping[str, str] = {"max.message.bytes": "78", "compression.type": "gzip"}
 SETTLED_LOOKS = 2
 
