@@ -41,15 +41,9 @@ check: setup
 
 # Everything, at small counts; real brokers, real clients. With AGAIN=1 a few failures (at most AGAIN_MOST) are tried
 # once more, alone: on a machine that is shared with others, time limits are sometimes met by accident.
-REAL := $(BIN)/pytest -q -m "not soak and not bench"
 AGAIN_MOST ?= 12
-# From the parts to the whole: what is end to end leaves more behind on the clusters that all share.
-ORDER := tests/store tests/integration tests/history tests/e2e
-FAILED := .pytest_cache/v/cache/lastfailed
 test: check kafka
-	$(REAL) $(ORDER) || { \
-	    test -n "$(AGAIN)" && test "$$(grep -c '": true' $(FAILED))" -le $(AGAIN_MOST) \
-	    && echo "failed tests are tried once more" && $(REAL) --last-failed --last-failed-no-failures none $(ORDER); }
+	tools/real_tests.sh $(BIN)/pytest $(if $(AGAIN),again $(AGAIN_MOST))
 
 # Long runs under load and faults, and property tests with examples nobody has tried yet; writes the report.
 soak: kafka
