@@ -74,8 +74,11 @@ async def test_kills_neither_lose_nor_double(east: Cluster, west: Cluster, names
 
 @pytest.mark.timeout(400)
 async def test_a_mirror_that_does_not_look_what_arrived_is_caught(east: Cluster, west: Cluster, names: Names) -> None:
-    copies = await killed(east, west, names.topic("broken"), 6, "scan")
-    assert any([one.content for one in there] != [one.content for one in here] for there, here in copies)
+    for attempt in range(4):  # a kill does harm only where something was in flight
+        copies = await killed(east, west, names.topic(f"broken-{attempt}"), 6, "scan")
+        if any([one.content for one in there] != [one.content for one in here] for there, here in copies):
+            return
+    pytest.fail("nothing was lost or doubled: the test would not notice")
 
 
 @pytest.mark.timeout(400)

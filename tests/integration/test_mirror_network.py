@@ -67,5 +67,8 @@ async def test_a_mirror_that_trusts_its_last_checkpoint_is_caught(
         return recover(stored, [], *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(recovery, "recover", unseen)
-    copies = await over_bad_wires(east, west, names.topic("trusting"), 6)
-    assert any([one.content for one in there] != [one.content for one in here] for there, here in copies)
+    for attempt in range(4):  # a cut does harm only where a batch had landed and its answer had not
+        copies = await over_bad_wires(east, west, names.topic(f"trusting-{attempt}"), 6)
+        if any([one.content for one in there] != [one.content for one in here] for there, here in copies):
+            return
+    pytest.fail("nothing was lost or doubled: the test would not notice")
