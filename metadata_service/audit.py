@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from kafka_client import ClientError, ClusterClient
+from kafka_wire.acls import every_acl
 from kafka_wire.codec import Message
 from metadata_service.asking import FoundGroup, list_groups
 from metadata_service.failures import Undecided
@@ -22,7 +23,6 @@ DESCRIBE_GROUPS, DESCRIBE_ACLS, CONSUMER_GROUP_DESCRIBE = 15, 29, 69
 GROUPS_AT_ONCE = 200
 HOSTS_SHOWN = 5
 ACLS_SHOWN = 100
-ANY = 1  # ResourceType, PatternType, AclOperation and AclPermissionType alike
 TIMEOUT = 5.0
 GROUP = 0
 
@@ -82,16 +82,7 @@ async def _hosts(client: ClusterClient, group: FoundGroup) -> set[str]:
 
 
 async def _host_acls(client: ClusterClient) -> tuple[str, ...]:
-    anything = {
-        "resource_type_filter": ANY,
-        "resource_name_filter": None,
-        "pattern_type_filter": ANY,
-        "principal_filter": None,
-        "host_filter": None,
-        "operation": ANY,
-        "permission_type": ANY,
-    }
-    answer = await client.call(DESCRIBE_ACLS, anything, timeout=TIMEOUT, retry=True)
+    answer = await client.call(DESCRIBE_ACLS, every_acl(), timeout=TIMEOUT, retry=True)
     if answer["error_code"]:
         return ()  # no authorizer, or one that does not show its rules to us
     found = {

@@ -11,24 +11,15 @@ from dataclasses import dataclass, field
 import trio
 
 from kafka_client import ClientError, ClusterClient, Refused
+from kafka_wire.acls import every_acl
 from kafka_wire.errors import ERROR
 from replicator.rights import lacking
 from replicator.rules import TOPIC, Acl, Quotas, acls_of, compare, creations, quota_words, quotas_of
 
 DESCRIBE_ACLS, CREATE_ACLS, DESCRIBE_QUOTAS = 29, 30, 48
-ANY = 1
 FRESH_SECONDS = 10.0  # what a cluster said is used again for so long
 CREATED_AT_ONCE = 200
 SHOWN = 50  # differences of a kind
-_TOPICS = {
-    "resource_type_filter": TOPIC,
-    "resource_name_filter": None,
-    "pattern_type_filter": ANY,
-    "principal_filter": None,
-    "host_filter": None,
-    "operation": ANY,
-    "permission_type": ANY,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +103,7 @@ class Following:
         for old in [one for one, rules in self._known.items() if now - rules.at > 60 * FRESH_SECONDS]:
             del self._known[old]
         try:
-            answer = await client.call(DESCRIBE_ACLS, dict(_TOPICS), retry=True)
+            answer = await client.call(DESCRIBE_ACLS, every_acl(TOPIC), retry=True)
             if (code := answer["error_code"]) == ERROR.SECURITY_DISABLED:
                 pass
             elif code:

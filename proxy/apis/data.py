@@ -141,7 +141,7 @@ async def fetch(call: Call, version: int, request: Message) -> Message:
         response = data.clean_fetch(await call.forward(request | alone))
     for one in response["responses"]:
         served = there.get(one[field])
-        if served is not None and served.name in {here[name].name for name in moved}:
+        if served is not None and translated(served):
             fetch_answered(served, one, field)
     answers = {one[field]: one for one in response["responses"]}
     for name, parts in ready.items():

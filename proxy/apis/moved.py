@@ -60,11 +60,8 @@ def fetch_asked(topic: ServedTopic, asked: Message, field: str) -> tuple[Message
 
 def fetch_answered(topic: ServedTopic, answer: Message, field: str) -> None:
     """A topic of the broker's answer, in place, as clients may see it. Raises DecodeError, Refused."""
-    answer[field] = topic.id if field == "topic_id" else topic.name
+    _named(topic, answer, field, "partitions")
     for one in answer["partitions"]:
-        hint = one.get("current_leader")
-        if hint:
-            hint["leader_epoch"] = to_logical_epoch(topic, hint.get("leader_epoch", -1))
         if topic.record.epoch == 0:
             continue
         table = table_of(topic, one["partition_index"])
@@ -96,16 +93,21 @@ def produce_asked(topic: ServedTopic, asked: Message, field: str) -> Message:
 
 def produce_answered(topic: ServedTopic, answer: Message, field: str) -> None:
     """A topic of the broker's answer, in place, as clients may see it. Raises Refused."""
-    answer[field] = topic.id if field == "topic_id" else topic.name
+    _named(topic, answer, field, "partition_responses")
     for one in answer["partition_responses"]:
-        hint = one.get("current_leader")
-        if hint:
-            hint["leader_epoch"] = to_logical_epoch(topic, hint.get("leader_epoch", -1))
         if topic.record.epoch == 0:
             continue
         table = table_of(topic, one["index"])
         one["base_offset"] = serving.bound(table, one["base_offset"])
         _log_start(one, table)
+
+
+def _named(topic: ServedTopic, answer: Message, field: str, partitions: str) -> None:
+    """The topic as clients name it, and leader hints with the epochs they know."""
+    answer[field] = topic.id if field == "topic_id" else topic.name
+    for one in answer[partitions]:
+        if hint := one.get("current_leader"):
+            hint["leader_epoch"] = to_logical_epoch(topic, hint.get("leader_epoch", -1))
 
 
 def _log_start(answer: Message, table: Table) -> None:

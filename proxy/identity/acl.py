@@ -60,7 +60,6 @@ class Resource(IntEnum):
 
 LITERAL, PREFIXED = 3, 4
 DENY, ALLOW = 2, 3
-ANY = 1
 WILDCARD = "*"
 EVERYBODY = "User:*"
 CLUSTER_NAME = "kafka-cluster"  # the one name of the CLUSTER resource
@@ -91,19 +90,6 @@ class Rule:
     host: str
     operation: int
     permission: int
-
-
-def everything() -> Message:
-    """The DescribeAcls request whose answer `AclSet.from_describe` takes."""
-    return {
-        "resource_type_filter": ANY,
-        "resource_name_filter": None,
-        "pattern_type_filter": ANY,
-        "principal_filter": None,
-        "host_filter": None,
-        "operation": ANY,
-        "permission_type": ANY,
-    }
 
 
 @lru_cache(maxsize=4096)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 import trio
 
 from kafka_client import BrokerUnavailable, ClientError, Refused
+from kafka_wire.acls import every_acl
 from kafka_wire.errors import ERROR
-from proxy.identity.acl import AclSet, everything
+from proxy.identity.acl import AclSet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,7 +148,7 @@ class AclCache:
         said = self._settings.get(cluster, ClusterIdentity())
         at = trio.current_time()  # rules are as old as the question
         timeout = min(READ_WITHIN, self._stale_after)
-        answer = await service.call(DESCRIBE_ACLS, everything(), timeout=timeout, retry=True)
+        answer = await service.call(DESCRIBE_ACLS, every_acl(), timeout=timeout, retry=True)
         code = answer["error_code"]
         if code == ERROR.SECURITY_DISABLED:
             entry.kind = None

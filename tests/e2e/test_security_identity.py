@@ -16,9 +16,9 @@ import trio
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from kafka_client import ClusterClient
+from kafka_wire.acls import every_acl
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
-from proxy.identity.acl import everything
 from tests.fixtures.names import Names
 from tests.fixtures.security import SecuredFederation, acl, client_of, make_topics
 
@@ -209,7 +209,7 @@ async def test_about_a_topic_as_its_cluster_answers(
 
 # What needs the cluster's permission: no client here has any.
 ABOUT_THE_CLUSTER: dict[str, tuple[int, Message]] = {
-    "DescribeAcls": (29, everything()),
+    "DescribeAcls": (29, every_acl()),
     "CreateAcls": (30, {"creations": [acl("alice", 2, 2, "orders-")]}),
     "DeleteAcls": (
         31,

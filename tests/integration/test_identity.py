@@ -11,10 +11,11 @@ import trio
 
 from kafka_client import ClusterClient, Sasl, SecretValue, Security, Tls
 from kafka_client.cluster import error_codes
+from kafka_wire.acls import every_acl
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from proxy.identity import ANONYMOUS, CallerPool, ClusterIdentity, IdentityRefused, Principal
-from proxy.identity.acl import AclSet, Operation, Resource, everything
+from proxy.identity.acl import AclSet, Operation, Resource
 from proxy.identity.principal import API_CREATE_DELEGATION_TOKEN, named, question
 from proxy.identity.tokens import SuperUserRefused, TokensUnavailable, TokenVault
 from tests.fixtures.clusters import USERS
@@ -82,7 +83,7 @@ async def grant(admin: ClusterClient, *acls: Message) -> None:
     wanted = {(one["resource_name"], one["principal"], one["operation"], one["host"]) for one in acls}
 
     async def there() -> bool:
-        answer = await admin.call(DESCRIBE_ACLS, everything())
+        answer = await admin.call(DESCRIBE_ACLS, every_acl())
         return wanted <= {
             (one["resource_name"], rule["principal"], rule["operation"], rule["host"])
             for one in answer["resources"]
@@ -315,11 +316,11 @@ async def test_without_tokens_the_rules_decide_and_answers_are_cut_down(tokenles
                 await callers.ask_as(ALICE, service.name, DELETE_TOPICS, {"topics": [{"name": hers}], "timeout_ms": 1})
             assert [(one.operation, one.code) for one in refused.value.denied] == [(Operation.DELETE, 29)]
             with pytest.raises(IdentityRefused):
-                await callers.ask_as(ALICE, service.name, DESCRIBE_ACLS, everything())
+                await callers.ask_as(ALICE, service.name, DESCRIBE_ACLS, every_acl())
             with pytest.raises(IdentityRefused):  # not in the table
                 await callers.ask_as(ALICE, service.name, 1, {"topics": []})
             # Super users get no token; the rules let them do everything.
-            answer = await callers.ask_as(Principal("User", ADMIN), service.name, DESCRIBE_ACLS, everything())
+            answer = await callers.ask_as(Principal("User", ADMIN), service.name, DESCRIBE_ACLS, every_acl())
             assert answer["error_code"] == 0
 
 
@@ -423,7 +424,7 @@ async def clear(admin: ClusterClient) -> None:
     await admin.call(DELETE_ACLS, {"filters": [rule]})
 
     async def empty() -> bool:
-        return not (await admin.call(DESCRIBE_ACLS, everything()))["resources"]
+        return not (await admin.call(DESCRIBE_ACLS, every_acl()))["resources"]
 
     await until(empty)
 
@@ -462,7 +463,7 @@ async def test_decisions_are_the_brokers(allow_everyone: bool, names: Names) -> 
             while trio.current_time() < deadline:
                 await clear(admin)
                 await grant(admin, *random_acls(source, prefix))
-                answer = await admin.call(DESCRIBE_ACLS, everything())
+                answer = await admin.call(DESCRIBE_ACLS, every_acl())
                 rules = AclSet.from_describe(answer, super_users=SUPER, allow_everyone=allow_everyone)
                 for who, there in ((ALICE, alice), (BOB, bob)):
                     seen = await there.metadata(

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,15 @@ from tools.local_cluster.process import start
 HEAP = "768m"
 
 
-class Replication:
+class Replication(ABC):
     """A process that mirrors topics, and its CPU time."""
 
     name: str
     process: subprocess.Popen[bytes]
 
+    @abstractmethod
     def target_of(self, topic: str) -> str:
         """What a source's topic is called on the target."""
-        raise NotImplementedError
 
     def cpu(self) -> float:
         """User and system seconds, of all threads, since it began."""
