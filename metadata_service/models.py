@@ -46,6 +46,7 @@ AUDITS = "audits/"
 ASSIGNMENTS = "replicator/assignments/"  # <target>/<topic>/<source>/<unit>
 COPIERS = "replicator/workers/"  # <instance>/<worker>, bound to its lease: who may be given units
 REPORTS = "replicator/reports/"  # <instance>/<worker>/<target>/<topic>/<source>
+FINISHED = "replicator/finished/"  # <target>/<topic>/<source>/<unit>
 MIRRORS_CHANGED = "replicator/changed"  # written whenever mirrors are created: what may be depends on the others
 TOMBSTONES = "tombstones/"  # physical topic ids just deleted, for a minute: a slow broker may still name them
 
@@ -292,6 +293,7 @@ class MirrorRecord(_Record, frozen=True):
     final: dict[str, str] = {}
     rule: bool = False
     delete_copy: bool = False
+    ends: dict[int, int] = {}
 
 
 class AssignmentRecord(_Record, frozen=True):
@@ -326,6 +328,16 @@ class ReportRecord(_Record, frozen=True):
     problems: tuple[str, ...] = ()  # what keeps it from beginning, or has come since
     error: str = ""  # why source and target could not be compared
     remarks: tuple[str, ...] = ()  # how the target's ACLs and quotas differ from the source's; for people to decide
+
+
+class FinishedRecord(_Record, frozen=True):
+    """A unit of a mirror that was `finishing` has copied everything below `ends` (the source's physical offsets, by
+    partition), its last checkpoint is stored, and nothing of it is on its way any longer. It stands for this
+    `operation` and `generation` only; whoever drops the mirror drops it as well."""
+
+    operation: str
+    generation: int
+    ends: dict[int, int]
 
 
 class CopierRecord(_Record, frozen=True):
@@ -366,6 +378,10 @@ def assignment_key(target: str, topic: str, source: str, unit: int) -> str:
 
 def copier_key(instance: str, worker: int) -> str:
     return f"{COPIERS}{instance}/{worker}"
+
+
+def finished_key(target: str, topic: str, source: str, unit: int) -> str:
+    return f"{FINISHED}{target}/{topic}/{source}/{unit}"
 
 
 def report_key(instance: str, worker: int, target: str, topic: str, source: str) -> str:

@@ -22,6 +22,7 @@ from metadata_service.models import (
     StubRecord,
     TopicRecord,
 )
+from metadata_service.operations.records import MigrationRecord
 from runtime.settings import Placement
 
 
@@ -128,6 +129,8 @@ class View:
     operations: Mapping[str, OperationRecord] = field(default_factory=dict)
     links: Mapping[tuple[str, str], LinkRecord] = field(default_factory=dict)  # by (source, target)
     mirrors: Mapping[tuple[str, str, str], MirrorRecord] = field(default_factory=dict)  # by (target, topic, source)
+    migrations: Mapping[str, MigrationRecord] = field(default_factory=dict)  # by operation
+    migrations_changed: Mapping[str, int] = field(default_factory=dict)  # the store revision each was last seen at
     served_generation: Mapping[str, int] = field(default_factory=dict)
 
     def physical(self, topic: ServedTopic) -> PhysicalTopic | None:

@@ -1,7 +1,7 @@
 """Views from records and snapshots. Pure: (previous view, changed records, snapshots) -> view.
 
 `build` costs what changed plus a copy of the dictionaries that changed (10,000 topics: about a millisecond). Built in
-steps or from nothing, the result is the same, but for the counters `generation` and `served_generation`.
+steps or from nothing, the result is the same, but for the counters `generation`, `served_generation` and `migrations_changed`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from metadata_service.models import (
     StubRecord,
     TopicRecord,
 )
+from metadata_service.operations.records import MIGRATIONS, MigrationRecord
 from metadata_service.records import decode
 from metadata_service.view import EMPTY, ClusterView, ServedTopic, Snapshot, View
 from runtime import logging
@@ -120,7 +121,7 @@ def _single(draft: _Draft, key: str, value: bytes | None) -> None:
         draft.parts["features"] = _decoded(FeaturesRecord, key, value) or FeaturesRecord()
 
 
-def _change(draft: _Draft, key: str, value: bytes | None, snapshots: Mapping[str, Snapshot]) -> None:
+def _change(draft: _Draft, key: str, value: bytes | None, snapshots: Mapping[str, Snapshot], revision: int) -> None:
     for prefix, part, kind in _BY_NAME:
         if key.startswith(prefix):
             draft.keep(part, key[len(prefix) :], _decoded(kind, key, value))
@@ -138,6 +139,10 @@ def _change(draft: _Draft, key: str, value: bytes | None, snapshots: Mapping[str
         into, _, rest = key[len(models.MIRRORS) :].partition("/")
         name, _, origin = rest.partition("/")
         draft.keep("mirrors", (into, name, origin), _decoded(MirrorRecord, key, value))
+    elif key.startswith(MIGRATIONS):
+        identifier, migration = key[len(MIGRATIONS) :], _decoded(MigrationRecord, key, value)
+        draft.keep("migrations", identifier, migration)
+        draft.keep("migrations_changed", identifier, None if migration is None else revision)
     elif key.startswith(models.CLUSTERS):
         _cluster(draft, key[len(models.CLUSTERS) :], _decoded(ClusterRecord, key, value), snapshots)
     else:
@@ -156,7 +161,7 @@ def build(before: View, changes: Changes, snapshots: Mapping[str, Snapshot], rev
     """The view after `changes` at store revision `revision`, with `snapshots` (all of them, by cluster name)."""
     draft = _Draft(before)
     for key, value in changes.items():
-        _change(draft, key, value, snapshots)
+        _change(draft, key, value, snapshots, revision)
     clusters: Mapping[str, ClusterView] = draft.parts.get("clusters", before.clusters)
     for name, cluster in [*clusters.items()]:
         if cluster.snapshot is not snapshots.get(name, EMPTY):
