@@ -30,6 +30,7 @@ from admin.mirror_plan import (
 from admin.mirror_plan import Wrong as WrongWish
 from admin.mirrored import seen, waiting
 from kafka_client import ClientError, ClusterClient
+from kafka_client.topics import EARLIEST, LATEST, offsets
 from metadata_service.member import Member
 from metadata_service.mirrorkeeping import put_mirrors
 from metadata_service.models import (
@@ -44,12 +45,11 @@ from metadata_service.models import (
 from metadata_service.records import read_all, settle
 from metadata_service.status import Facts
 from metadata_service.view import View
+from offset_sync.tables import SHIP, Following
 from offset_sync.varints import Damaged
 from replicator.preflight import Problem
 from replicator.prepare import Judged, NoSource, judge
 from replicator.states import Condition
-from replicator.tables import SHIP, Following
-from replicator.topics import EARLIEST, LATEST, offsets
 
 JUDGED_AT_ONCE = 8
 JUDGE_SECONDS = 12.0  # for one mirror

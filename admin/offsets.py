@@ -15,12 +15,12 @@ import trio
 
 from admin.contract import Document, NotFound, Unavailable, Wrong
 from kafka_client import ClientError, ClusterClient
+from kafka_client.topics import describe
 from metadata_service.member import Member
+from offset_sync.kept import SHIP, Held
+from offset_sync.recovered import Inconsistent
+from offset_sync.tables import Following, held
 from offset_sync.varints import Damaged
-from replicator.core import Inconsistent
-from replicator.kept import SHIP, Held
-from replicator.tables import Following, held
-from replicator.topics import describe
 from replicator.translation import Flow, Hop, NotYet, NoWay, Translated, Translator, Unmappable, way
 
 WAIT = 3.0

@@ -14,21 +14,21 @@ from typing import NamedTuple
 import trio
 
 from kafka_client import ClusterClient, Refused
+from kafka_client.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
 from kafka_wire.batches import Batch, walk
 from kafka_wire.codec import DecodeError
 from kafka_wire.errors import ERROR
 from kafka_wire.records import decode_records, fields_of
+from offset_sync import journal
+from offset_sync.journal import Contents, Stored, Stream
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
-from replicator import journal
 from replicator.audit import Comparison, Reach, Rules, Side
 from replicator.claim import read_registry
 from replicator.feeder import Limit
 from replicator.findings import Report
-from replicator.journal import Contents, Stored, Stream
 from replicator.link import UNIT_SIZE, Mode, own_table
 from replicator.prepare import configs
-from replicator.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
 
 JOURNAL_SECONDS = 60.0
 READ_SECONDS = 10.0  # beyond a step's own time, until a log that gives nothing fails the step

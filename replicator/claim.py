@@ -16,15 +16,16 @@ import trio
 
 from kafka_client import BrokerUnavailable, ClientError, ClusterClient, Refused
 from kafka_client.cluster import TRANSACTION, backoff
+from kafka_client.rights import DENIED, lacking, on_topic
+from kafka_client.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
 from kafka_wire.batches import walk
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from kafka_wire.records import decode_records, fields_of, values_batch
-from replicator import journal
-from replicator.core import Found, Identity
-from replicator.journal import Contents
-from replicator.rights import DENIED, lacking, on_topic
-from replicator.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
+from offset_sync import journal
+from offset_sync.journal import Contents
+from offset_sync.recovered import Found
+from replicator.core import Identity
 from replicator.wire import ACKS_ALL, PRODUCE
 
 CREATE_TOPICS, INIT_PRODUCER_ID, ADD_PARTITIONS, END_TXN, DESCRIBE_CONFIGS = 19, 22, 24, 26, 32

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import trio
 
 from kafka_client import ClientError
+from kafka_client.rights import DENIED, lacking, on_topic
+from kafka_client.topics import EARLIEST, LATEST, RETRIABLE, Fetched, Place, offsets
 from kafka_wire.batches import first_size
 from kafka_wire.codec import DecodeError
 from kafka_wire.errors import ERROR, error_name
-from replicator.core import Inconsistent, Partition
+from offset_sync.recovered import Inconsistent
+from replicator.core import Partition
 from replicator.cut import Corrupt, Cut, Strangers, cut
 from replicator.outlet import Outlet
-from replicator.rights import DENIED, lacking, on_topic
 from replicator.states import Condition, Status, Stop
-from replicator.topics import EARLIEST, LATEST, RETRIABLE, offsets
 from replicator.upstream import Upstream
-from replicator.wire import Fetched, Place, Produced, Wanted
+from replicator.wire import Produced, Wanted
 
 if TYPE_CHECKING:
     from replicator.feeder import Feeder

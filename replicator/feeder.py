@@ -11,8 +11,9 @@ from kafka_client import CallTimeout, ClientError, ClusterClient
 from kafka_client.cluster import backoff
 from kafka_client.connection import Connection
 from kafka_client.duplex import Duplex, Lent
+from kafka_client.topics import FETCH, Fetched, Place
 from kafka_wire.codec import DecodeError
-from replicator.wire import FETCH, Fetched, FetchSession, Place, Wanted
+from replicator.wire import FetchSession, Wanted
 
 MAX_WAIT_MS = 250
 SKIPPED_WAIT_MS = 10

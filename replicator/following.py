@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import trio
 
 from kafka_client import ClientError, ClusterClient, Refused
+from kafka_client.rights import lacking
 from kafka_wire.acls import every_acl
 from kafka_wire.errors import ERROR
-from replicator.rights import lacking
 from replicator.rules import TOPIC, Acl, Quotas, acls_of, compare, creations, quota_words, quotas_of
 
 DESCRIBE_ACLS, CREATE_ACLS, DESCRIBE_QUOTAS = 29, 30, 48

@@ -18,12 +18,15 @@ import trio
 
 from kafka_client import BrokerUnavailable, ClientError, ClusterClient, Refused
 from kafka_client.cluster import backoff
+from kafka_client.rights import DENIED, lacking, on_topic
+from kafka_client.topics import EARLIEST, Topic, TopicInfo, delete_records, describe, offsets
 from kafka_wire.codec import DecodeError
 from kafka_wire.errors import ERROR
+from offset_sync import journal
 from offset_sync.guard import EXPIRATION_MS
+from offset_sync.journal import UNIT_SIZE
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
-from replicator import journal
 from replicator.claim import (
     Fenced,
     claim_identity,
@@ -38,15 +41,11 @@ from replicator.claim import (
 from replicator.copying import Data, Journal
 from replicator.core import Identity
 from replicator.feeder import Feeder, Limit
-from replicator.journal import UNIT_SIZE
 from replicator.outlet import Outlet
 from replicator.recovery import Found, found_partition
-from replicator.rights import DENIED, lacking, on_topic
 from replicator.states import STOPPED, Condition, Status, Stop
-from replicator.topics import EARLIEST, TopicInfo, delete_records, describe, offsets
 from replicator.unit import Unit
 from replicator.upstream import SHIPS, Upstream, Upstreams, own_table, producer_expiration
-from replicator.wire import Topic
 from runtime import logging
 
 log = logging.get(__name__)

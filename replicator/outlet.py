@@ -17,18 +17,9 @@ from kafka_client import CallTimeout, ClientError, ClusterClient
 from kafka_client.cluster import backoff
 from kafka_client.connection import Connection
 from kafka_client.duplex import Duplex
+from kafka_client.topics import Place, Topic
 from kafka_wire.codec import DecodeError
-from replicator.wire import (
-    ANSWER_BYTES,
-    FLEXIBLE,
-    PRODUCE,
-    Place,
-    Produced,
-    Topic,
-    landed,
-    produce_answer,
-    produce_request,
-)
+from replicator.wire import ANSWER_BYTES, FLEXIBLE, PRODUCE, Produced, landed, produce_answer, produce_request
 
 REQUEST_BYTES = 4 << 20
 REQUESTS_IN_FLIGHT = 32

@@ -13,14 +13,14 @@ import trio
 
 from kafka_client import ClientError, ClusterClient, Refused
 from kafka_client.cluster import backoff
+from kafka_client.rights import DENIED, lacking, on_topic
+from kafka_client.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
 from kafka_wire.batches import walk
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from kafka_wire.records import values_batch
 from metadata_service.operations.gates import CLOSED
 from replicator.preflight import FOREVER, Problem, creation, drift, joining, problems
-from replicator.rights import DENIED, lacking, on_topic
-from replicator.topics import EARLIEST, LATEST, LogReader, TopicInfo, describe, offsets
 from replicator.wire import ACKS_ALL, PRODUCE
 
 CREATE_TOPICS, DESCRIBE_CONFIGS, CREATE_PARTITIONS, ALTER_CONFIGS = 19, 32, 37, 44

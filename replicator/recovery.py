@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from kafka_client import Refused
+from kafka_client.topics import TopicInfo, delete_records
+from offset_sync.journal import Contents, Stored, Stream
+from offset_sync.recovered import Inconsistent, Recovered, recover, renewed
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
 from replicator.claim import scan
-from replicator.core import Identity, Inconsistent, Partition, Recovered, recover, renewed
-from replicator.journal import Contents, Stored, Stream
+from replicator.core import Identity, Partition
 from replicator.states import Condition, Status, Stop
-from replicator.topics import TopicInfo, delete_records
 
 if TYPE_CHECKING:
     from replicator.link import Assignment, Link

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from offset_sync.kept import SHIP, Held
+from offset_sync.recovered import Recovered
 from offset_sync.runs import Position
 from offset_sync.table import Table
-from replicator.core import Recovered
-from replicator.kept import SHIP, Held
 
 
 class Unmappable(Exception):

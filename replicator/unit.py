@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from kafka_wire.batches import advance
 from kafka_wire.records import values_batch
+from offset_sync.journal import Pair, Stream, intent_pair, lost_pair
 from replicator.core import WINDOW, Identity, Partition
 from replicator.cut import Cut
-from replicator.journal import Pair, Stream, intent_pair, lost_pair
 
 JOURNAL_BYTES = 900 << 10  # of records to a batch: below the 1 MiB that brokers take by default
 

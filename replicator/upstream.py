@@ -14,10 +14,10 @@ import trio
 
 from kafka_client import ClientError, ClusterClient
 from offset_sync.guard import Guard
+from offset_sync.kept import Kept
 from offset_sync.table import Table
+from offset_sync.tables import SHIP, Following
 from replicator.core import Partition
-from replicator.kept import Kept
-from replicator.tables import SHIP, Following
 
 DESCRIBE_CONFIGS, BROKER, EXPIRATION = 32, 4, "producer.id.expiration.ms"
 SHIPS = b"kfed-mirror.ship."  # in the registry's name of a producer id

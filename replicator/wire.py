@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from kafka_client.topics import FETCH, Fetched, Place, Topic, fetched
 from kafka_wire.codec import Message, decode, encode, read_uvarint, write_uvarint
 from kafka_wire.frames import response_body
 
-PRODUCE, FETCH = 0, 1
+PRODUCE = 0
 CLIENT_ID = b"kfed-replicator"
 ACKS_ALL = -1
 FLEXIBLE, _IDS_PRODUCE, _IDS_FETCH = 9, 13, 13
@@ -25,16 +26,6 @@ _WANTED = struct.Struct(">iiqiqib")  # index, leader epoch, offset, last epoch, 
 _FETCHED = struct.Struct(">ihqqq")  # index, error, high watermark, last stable offset, log start
 _ABORTED = struct.Struct(">qqb")
 _SESSION = struct.Struct(">ihi")  # throttle time, error, session id
-
-
-class Topic(NamedTuple):
-    """A topic on one cluster. Where the broker's version allows it is named by id, so that one created anew is seen."""
-
-    name: str
-    id: bytes
-
-
-Place = tuple[Topic, int]
 
 
 def _request_head(key: int, version: int) -> bytearray:
@@ -147,23 +138,6 @@ def produce_answer(version: int, frame: memoryview) -> list[Produced]:
         for topic in body["responses"]
         for one in topic["partition_responses"]
     ]
-
-
-class Fetched(NamedTuple):
-    """One partition's answer. `records` is writable and holds whatever was sent, perhaps an incomplete batch.
-
-    `diverging` is (epoch, end offset) where the log before the asked offset is not what it was.
-    """
-
-    topic: str | bytes
-    partition: int
-    error: int
-    high_watermark: int
-    stable: int
-    log_start: int
-    aborted: list[tuple[int, int]]
-    records: memoryview
-    diverging: tuple[int, int] | None
 
 
 class Wanted(NamedTuple):
@@ -316,20 +290,3 @@ def _quick_fetched(frame: memoryview) -> tuple[int, list[Fetched]] | None:
     except (IndexError, struct.error):
         return None
     return session, out
-
-
-def fetched(topic: str | bytes, one: Message) -> Fetched:
-    """One partition of a decoded Fetch response."""
-    diverging = one.get("diverging_epoch")
-    records = one["records"]
-    return Fetched(
-        topic,
-        one["partition_index"],
-        one["error_code"],
-        one["high_watermark"],
-        one["last_stable_offset"],
-        one["log_start_offset"],
-        [(aborted["producer_id"], aborted["first_offset"]) for aborted in one["aborted_transactions"] or ()],
-        records if records is not None else memoryview(bytearray()),
-        (diverging["epoch"], diverging["end_offset"]) if diverging and diverging["epoch"] >= 0 else None,
-    )

@@ -10,8 +10,8 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from kafka_client import ClusterClient
+from kafka_client.topics import LATEST, describe, offsets
 from replicator.prepare import alter
-from replicator.topics import LATEST, describe, offsets
 from tests.fixtures.kfed import Kfed
 from tests.fixtures.mirrors import Load, create, log_of
 from tests.fixtures.names import Names

@@ -7,7 +7,7 @@ from functools import partial
 import trio
 
 from kafka_client import ClusterClient
-from replicator.topics import LATEST, offsets
+from kafka_client.topics import LATEST, offsets
 from tests.e2e.test_mirrors import client, write
 from tests.fixtures.kfed import Kfed
 from tests.fixtures.mirrors import Held, log_of

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from kafka_client import ClusterClient
+from kafka_client.topics import LATEST, LogReader, delete_records, describe, offsets
 from kafka_wire import batches
 from kafka_wire.batches import walk
 from kafka_wire.records import Record, body_of, encode_batch
@@ -18,7 +19,6 @@ from replicator import copying, core, cut
 from replicator.auditor import Gap, Problem
 from replicator.link import Link, units
 from replicator.prepare import alter
-from replicator.topics import LATEST, LogReader, delete_records, describe, offsets
 from replicator.worker import Mirror
 from tests.fixtures.audits import Audited, audited, audited_when
 from tests.fixtures.mirrors import Load, create, log_of

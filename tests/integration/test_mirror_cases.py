@@ -11,12 +11,12 @@ import trio
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from kafka_client import ClusterClient
+from kafka_client.topics import LATEST, LogReader, delete_records, describe, offsets
 from kafka_wire.batches import DELETE_HORIZON, walk
 from kafka_wire.records import Record, body_of, encode_batch
 from offset_sync.table import Table
 from replicator.link import Link, Mode, units
 from replicator.states import Condition
-from replicator.topics import LATEST, LogReader, delete_records, describe, offsets
 from replicator.wire import PRODUCE
 from tests.fixtures.mirrors import CODECS, Held, create, log_of
 from tests.fixtures.names import Names

@@ -10,12 +10,12 @@ import pytest
 import trio
 
 from kafka_client import ClusterClient
+from kafka_client.topics import TopicInfo, describe
 from kafka_wire.codec import Message
 from replicator import link as link_module
 from replicator.claim import CREATE_TOPICS
 from replicator.prepare import CREATE_PARTITIONS, alter, configs
 from replicator.states import Condition
-from replicator.topics import TopicInfo, describe
 from replicator.worker import Mirror, Replicator
 from tests.fixtures.mirrors import create, log_of
 from tests.fixtures.names import Names

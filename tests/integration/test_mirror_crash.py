@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from kafka_client import ClusterClient
-from replicator.topics import LATEST, offsets
+from kafka_client.topics import LATEST, offsets
 from tests.fixtures.mirrors import Held, Load, create, log_of, mirror_process, stored_table
 from tests.fixtures.names import Names
 from tools.local_cluster import Cluster

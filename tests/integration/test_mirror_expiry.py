@@ -12,13 +12,13 @@ import trio
 
 from kafka_client import ClusterClient, Refused
 from kafka_client.cluster import TRANSACTION
+from kafka_client.topics import EARLIEST, LATEST, offsets
 from kafka_wire.batches import SEQUENCES
 from kafka_wire.compression import compress
 from kafka_wire.errors import ERROR
 from replicator.claim import read_registry
 from replicator.link import Link
 from replicator.prepare import alter
-from replicator.topics import EARLIEST, LATEST, offsets
 from tests.fixtures.mirrors import Held, create, log_of, stored_table
 from tests.fixtures.names import Names
 from tests.integration.test_mirror_cases import (

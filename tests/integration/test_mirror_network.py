@@ -8,11 +8,11 @@ import pytest
 import trio
 
 from kafka_client import ClusterClient
+from kafka_client.topics import LATEST, offsets
+from offset_sync.recovered import Recovered, recover
 from replicator import recovery
-from replicator.core import Recovered, recover
 from replicator.link import Link, units
 from replicator.states import STOPPED
-from replicator.topics import LATEST, offsets
 from tests.fixtures.cutting import CutClient, Wires
 from tests.fixtures.mirrors import Held, Load, create, log_of
 from tests.fixtures.names import Names

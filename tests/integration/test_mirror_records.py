@@ -10,10 +10,10 @@ import trio
 from confluent_kafka import Producer
 
 from kafka_client import ClusterClient
+from kafka_client.topics import EARLIEST, LATEST, LogReader, offsets
 from kafka_wire.batches import Batch, walk
 from replicator.link import Link, units
 from replicator.states import Condition
-from replicator.topics import EARLIEST, LATEST, LogReader, offsets
 from tests.fixtures.mirrors import create, log_of
 from tests.fixtures.names import Names
 from tests.integration.test_mirror_cases import (

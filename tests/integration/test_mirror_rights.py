@@ -10,12 +10,12 @@ import pytest
 import trio
 
 from kafka_client import ClusterClient, Refused, Sasl, SecretValue, Security, Tls
+from kafka_client.topics import delete_records, describe
 from kafka_wire.codec import Message
 from replicator import worker
 from replicator.following import Following
 from replicator.prepare import CREATE_PARTITIONS, alter, configs
 from replicator.rules import DENY, LITERAL, PREFIXED, Acl, acls_of, creations
-from replicator.topics import delete_records, describe
 from replicator.worker import Mirror, Progress, Replicator
 from tests.fixtures.clusters import USERS
 from tests.fixtures.mirrors import log_of

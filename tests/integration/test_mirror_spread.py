@@ -15,7 +15,7 @@ import trio
 import yaml
 
 from kafka_client import ClusterClient
-from replicator.topics import LATEST, offsets
+from kafka_client.topics import LATEST, offsets
 from tests.fixtures.kfed import Kfed
 from tests.fixtures.mirrors import Load, log_of
 from tests.fixtures.names import Names

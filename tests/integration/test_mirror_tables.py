@@ -12,16 +12,16 @@ import pytest
 import trio
 
 from kafka_client import ClusterClient
+from kafka_client.topics import delete_records, describe
 from kafka_wire.records import Record, body_of, encode_batch
 from offset_sync.guard import Entry
+from offset_sync.journal import Stream
+from offset_sync.recovered import Inconsistent
 from offset_sync.table import Table
+from offset_sync.tables import SHIP, Following, held
 from replicator.claim import read_registry
-from replicator.core import Inconsistent
-from replicator.journal import Stream
 from replicator.link import Link, units
 from replicator.states import Condition
-from replicator.tables import SHIP, Following, held
-from replicator.topics import delete_records, describe
 from replicator.upstream import producer_expiration
 from tests.fixtures.mirrors import Load, create, log_of, stored
 from tests.fixtures.names import Names

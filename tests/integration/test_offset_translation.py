@@ -15,8 +15,8 @@ from confluent_kafka import Producer
 from admin.contract import NotFound, Unavailable, Wrong
 from admin.offsets import Offsets
 from kafka_client import ClusterClient
+from kafka_client.topics import EARLIEST, LATEST, delete_records, describe, offsets
 from kafka_wire.records import Record, body_of, encode_batch
-from replicator.topics import EARLIEST, LATEST, delete_records, describe, offsets
 from replicator.translation import Flow, NotYet, Translator, way
 from replicator.worker import Mirror, Replicator
 from tests.fixtures.mirrors import Held, create, log_of

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 import trio
 
 from kafka_client import ClusterClient
+from kafka_client.topics import describe
 from replicator.prepare import CREATE_PARTITIONS, alter, configs
 from replicator.states import Condition
-from replicator.topics import describe
 from replicator.worker import Mirror, Replicator
 from tests.fixtures.mirrors import create, log_of
 from tests.fixtures.names import Names

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from kafka_wire.records import decode_records, fields_of
 from offset_sync.guard import Entry, Guard, Noted
+from offset_sync.journal import Pair, State, Stream, checkpoint_pairs
+from offset_sync.kept import Keeper, Kept
+from offset_sync.recovered import Found
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
-from replicator.core import Found
-from replicator.journal import Pair, State, Stream, checkpoint_pairs
-from replicator.kept import Keeper, Kept
 from tests.fixtures.mirror_model import JOURNAL, World
 
 STREAM = Stream(bytes(15) + b"\1", 3)

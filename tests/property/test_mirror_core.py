@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from kafka_wire.batches import SEQUENCES, walk
 from kafka_wire.records import Record, body_of, encode_batch
 from offset_sync.guard import Guard
+from offset_sync.journal import Contents, Intent, State, Stored, Stream, Stretch, intent_pair
+from offset_sync.recovered import Found, Inconsistent, Recovered, recover
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
-from replicator.core import Found, Identity, Inconsistent, Partition, Recovered, recover
+from replicator.core import Identity, Partition
 from replicator.cut import cut
-from replicator.journal import Contents, Intent, State, Stored, Stream, Stretch, intent_pair
 from tests.fixtures.mirror_model import World
 
 SCRIPT = st.lists(st.integers(0, 255), max_size=250)

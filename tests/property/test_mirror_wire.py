@@ -5,9 +5,10 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kafka_client.topics import FETCH, Topic
 from kafka_wire.codec import Message, decode
 from kafka_wire.frames import parse_request, response_frame
-from replicator.wire import FETCH, PRODUCE, FetchSession, Topic, Wanted, landed, produce_answer, produce_request
+from replicator.wire import PRODUCE, FetchSession, Wanted, landed, produce_answer, produce_request
 
 TOPICS = [Topic("orders", bytes(15) + b"\1"), Topic("bills-ünicode", bytes(15) + b"\2")]
 PLACES = st.lists(st.tuples(st.sampled_from(TOPICS), st.integers(0, 300)), unique=True, max_size=8)

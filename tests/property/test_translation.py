@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offset_sync.guard import Guard
+from offset_sync.journal import State
+from offset_sync.kept import SHIP, Held
+from offset_sync.recovered import Recovered
 from offset_sync.table import Table
-from replicator.core import Recovered
-from replicator.journal import State
-from replicator.kept import SHIP, Held
 from replicator.translation import Deleted, Flow, Hop, NotYet, NoWay, Translator, Unmappable, way
 
 Identity = tuple[str, int]

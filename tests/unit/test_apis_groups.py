@@ -10,9 +10,9 @@ from kafka_wire.codec import Message, encode_named
 from kafka_wire.errors import ERROR
 from metadata_service.failures import StubRefused, Undecided
 from metadata_service.store.contract import StoreUnavailable
+from offset_sync.journal import unit_name
 from proxy.apis import subscriptions
 from proxy.apis.transactions import tag, untag, without_placement
-from replicator.journal import unit_name
 from tests.fixtures.calls import FakeCall, handle, home, served, stub, two_clusters, uuid
 
 OK: Message = {"error_code": 0}

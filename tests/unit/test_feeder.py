@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 import trio
 import trio.testing
 
+from kafka_client.topics import FETCH, Fetched, Place, Topic
 from kafka_wire.codec import Message, decode
 from kafka_wire.frames import response_frame
 from replicator.feeder import Feeder, Limit
-from replicator.wire import FETCH, Fetched, Place, Topic, Wanted
+from replicator.wire import Wanted
 
 VERSION = 12
 PLACE: Place = (Topic("orders", bytes(16)), 0)

@@ -9,9 +9,7 @@ import pytest
 from kafka_wire.batches import CONTROL, LOG_APPEND_TIME, TRANSACTIONAL, walk
 from kafka_wire.records import Record, body_of, decode_records, encode_batch, fields_of
 from offset_sync.guard import Entry, Guard, Noted
-from offset_sync.table import Table
-from replicator.cut import Corrupt, Strangers, Written, cut, producer_ids
-from replicator.journal import (
+from offset_sync.journal import (
     PARTITIONS,
     REGISTRY,
     Contents,
@@ -22,6 +20,8 @@ from replicator.journal import (
     producer_pair,
     tombstones,
 )
+from offset_sync.table import Table
+from replicator.cut import Corrupt, Strangers, Written, cut, producer_ids
 from tests.unit.test_batches import message
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from replicator.rights import lacking, on_topic
+from kafka_client.rights import lacking, on_topic
 from replicator.rules import ALLOW, DENY, LITERAL, PREFIXED, Acl, acls_of, compare, creations, quota_words, quotas_of
 
 READ, WRITE = 3, 4

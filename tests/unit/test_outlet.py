@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 
+from kafka_client.topics import Topic
 from kafka_wire.codec import Buffer, Message
 from kafka_wire.frames import response_frame
 from replicator.outlet import REQUEST_BYTES, REQUESTS_IN_FLIGHT, Outlet
-from replicator.wire import PRODUCE, Produced, Topic
+from replicator.wire import PRODUCE, Produced
 
 VERSION = 13
 DATA, JOURNAL = Topic("orders", bytes(15) + b"\1"), Topic("journal", bytes(15) + b"\2")

@@ -15,10 +15,10 @@ import tracemalloc
 from collections.abc import Callable
 
 from offset_sync.guard import Guard
+from offset_sync.journal import Pair, State, Stream, checkpoint_pairs
+from offset_sync.kept import Keeper, Kept
 from offset_sync.runs import CHUNK
 from offset_sync.table import Table
-from replicator.journal import Pair, State, Stream, checkpoint_pairs
-from replicator.kept import Keeper, Kept
 
 STREAM = Stream(bytes(16), 0)
 LOOKUPS = 200_000

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import trio
 
 from kafka_client import ClusterClient
+from kafka_client.topics import EARLIEST, LATEST, LogReader, describe, offsets
 from kafka_wire.batches import walk
 from kafka_wire.records import Record, body_of, encode_batch
 from offset_sync.table import Table
@@ -25,7 +26,6 @@ from replicator.auditor import READ_BYTES, Auditor
 from replicator.findings import Report
 from replicator.link import Link, units
 from replicator.prepare import prepare
-from replicator.topics import EARLIEST, LATEST, LogReader, describe, offsets
 from replicator.wire import PRODUCE
 from tools.local_cluster import ClusterSpec, running
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
-from kafka_client import BrokerUnavailable, ClusterClient, Refused
-from kafka_client.cluster import backoff
+from kafka_client.cluster import ClusterClient, backoff
+from kafka_client.failures import BrokerUnavailable, Refused
+from kafka_client.rights import lacking, on_topic
 from kafka_wire.batches import tail
+from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
-from replicator.rights import lacking, on_topic
-from replicator.wire import FETCH, Fetched, Place, Topic, fetched
 
-LIST_OFFSETS, OFFSET_FOR_LEADER_EPOCH, DELETE_RECORDS = 2, 23, 21
+FETCH, LIST_OFFSETS, OFFSET_FOR_LEADER_EPOCH, DELETE_RECORDS = 1, 2, 23, 21
 LATEST, EARLIEST = -1, -2
 READ_BYTES = 8 << 20
 RETRIABLE = frozenset(
@@ -29,6 +30,33 @@ RETRIABLE = frozenset(
         ERROR.KAFKA_STORAGE_ERROR,
     }
 )
+
+
+class Topic(NamedTuple):
+    """A topic on one cluster. Where the broker's version allows it is named by id, so that one created anew is seen."""
+
+    name: str
+    id: bytes
+
+
+Place = tuple[Topic, int]
+
+
+class Fetched(NamedTuple):
+    """One partition's answer. `records` is writable and holds whatever was sent, perhaps an incomplete batch.
+
+    `diverging` is (epoch, end offset) where the log before the asked offset is not what it was.
+    """
+
+    topic: str | bytes
+    partition: int
+    error: int
+    high_watermark: int
+    stable: int
+    log_start: int
+    aborted: list[tuple[int, int]]
+    records: memoryview
+    diverging: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +137,23 @@ async def offsets(
                 raise Refused(f"{client.name}: offsets of {topic}-{min(waiting)}", error)
             await trio.sleep(backoff(failures))
     return out
+
+
+def fetched(topic: str | bytes, one: Message) -> Fetched:
+    """One partition of a decoded Fetch response."""
+    diverging = one.get("diverging_epoch")
+    records = one["records"]
+    return Fetched(
+        topic,
+        one["partition_index"],
+        one["error_code"],
+        one["high_watermark"],
+        one["last_stable_offset"],
+        one["log_start_offset"],
+        [(aborted["producer_id"], aborted["first_offset"]) for aborted in one["aborted_transactions"] or ()],
+        records if records is not None else memoryview(bytearray()),
+        (diverging["epoch"], diverging["end_offset"]) if diverging and diverging["epoch"] >= 0 else None,
+    )
 
 
 class LogReader:

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from offset_sync.guard import Guard
+from offset_sync.journal import CHUNK, GUARD, INTENT, LOST, STATE, TABLE, Intent, State, Stored, Stream
+from offset_sync.recovered import Found, Recovered, judge
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
-from replicator.core import Found, Recovered, judge
-from replicator.journal import CHUNK, GUARD, INTENT, LOST, STATE, TABLE, Intent, State, Stored, Stream
 
 SHIP = ""  # the scope of a ship's table; those of an exchange have their source's name
 _NUMBER_BYTES = 8

@@ -2,7 +2,7 @@
 
 `Following` keeps the tables of the partitions it was asked for and nothing else, and brings them up to date by tailing
 the journal. A partition without a stored state was never a mirror's target: its table is the plain one. What is
-complete when is said in `replicator.kept`; `held` is a complete answer for one moment.
+complete when is said in `offset_sync.kept`; `held` is a complete answer for one moment.
 """
 
 from __future__ import annotations
@@ -14,17 +14,27 @@ import trio
 
 from kafka_client import BrokerUnavailable, ClientError, ClusterClient, Refused
 from kafka_client.cluster import backoff
+from kafka_client.topics import (
+    EARLIEST,
+    FETCH,
+    LATEST,
+    READ_BYTES,
+    RETRIABLE,
+    LogReader,
+    TopicInfo,
+    describe,
+    fetched,
+    offsets,
+)
 from kafka_wire.batches import walk, whole
 from kafka_wire.codec import DecodeError
 from kafka_wire.errors import ERROR
 from kafka_wire.records import decode_records, fields_of
+from offset_sync import journal
+from offset_sync.journal import Stream
+from offset_sync.kept import SHIP, Held, Keeper, Kept
+from offset_sync.recovered import Found, Inconsistent, Recovered
 from offset_sync.varints import Damaged
-from replicator import journal
-from replicator.core import Found, Inconsistent, Recovered
-from replicator.journal import Stream
-from replicator.kept import SHIP, Held, Keeper, Kept
-from replicator.topics import EARLIEST, LATEST, READ_BYTES, RETRIABLE, LogReader, TopicInfo, describe, offsets
-from replicator.wire import FETCH, fetched
 from runtime import logging
 
 log = logging.get(__name__)
