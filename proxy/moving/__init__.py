@@ -1,0 +1,1 @@
+"""What a proxy worker does while topics move, and for topics that have moved."""
