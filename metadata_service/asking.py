@@ -232,8 +232,10 @@ async def list_groups(client: ClusterClient, *, timeout: float = 2 * TIMEOUT) ->
     }
 
 
-async def list_transactions(client: ClusterClient, *, timeout: float = 2 * TIMEOUT) -> dict[str, FoundTransaction]:
-    """Every transactional id a cluster remembers, but for our own. Raises Undecided as `list_groups`."""
+async def list_transactions(
+    client: ClusterClient, *, own: bool = False, timeout: float = 2 * TIMEOUT
+) -> dict[str, FoundTransaction]:
+    """Every transactional id a cluster remembers; our own only with `own`. Raises Undecided as `list_groups`."""
     message = {"state_filters": [], "producer_id_filters": [], "duration_filter": -1}
     try:
         answers = await _ask_brokers(client, LIST_TRANSACTIONS, message, timeout)
@@ -243,7 +245,7 @@ async def list_transactions(client: ClusterClient, *, timeout: float = 2 * TIMEO
         one["transactional_id"]: FoundTransaction(one["transactional_id"], one["transaction_state"], one["producer_id"])
         for answer in answers.values()
         for one in answer["transaction_states"]
-        if not one["transactional_id"].startswith(OWN_TRANSACTIONS)
+        if own or not one["transactional_id"].startswith(OWN_TRANSACTIONS)
     }
 
 

@@ -28,19 +28,21 @@ HEADROOM = 1.2  # of the copy's size, on the target's disks
 @dataclass(frozen=True, slots=True)
 class Standing:
     """A topic of this name that is on the target already. `clean_end`: its end is where it was closed; `log_start` is
-    logical, by its table; None: not known."""
+    logical, by its table; None: not known. `left`: a mirror of this very topic has put everything into it that it
+    holds, and has stopped, as a move that was given up leaves it: a mirror goes on there by itself."""
 
     topic_id: str
     emptied: bool = False
     clean_end: bool = False
+    left: bool = False
     log_start: Mapping[int, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """One topic to be moved. `source_config` is in force there, `wanted_config` what the target would give it. Sizes
-    are bytes. `bypassing` are producers whose ids no proxy gave out. `ids` are the transactional ids that write it,
-    with all topics each of them writes."""
+    are bytes. `bypassing` are producers whose ids no proxy gave out, `named` says which. `ids` are the transactional ids
+    that write it, with all topics each of them writes."""
 
     record: TopicRecord
     kinds: frozenset[Kind] = frozenset()
@@ -50,6 +52,7 @@ class Subject:
     wanted_config: Mapping[str, str | None] = field(default_factory=dict)
     log_start: Mapping[int, int] = field(default_factory=dict)  # logical
     bypassing: int = 0
+    named: str = ""
     ids: Mapping[str, frozenset[str]] = field(default_factory=dict)
     mirrors: tuple[MirrorRecord, ...] = ()
     stub: StubRecord | None = None  # on the target
@@ -198,7 +201,9 @@ def _placement(facts: PlanFacts, one: Subject) -> Iterator[tuple[bool, Finding]]
         yield True, Finding(name, "there", f"it is on {facts.target} already")
     if record.epoch >= MAX_PLACEMENT_EPOCH:
         yield True, Finding(name, "epochs", f"it has moved {record.epoch} times: no further move can be expressed")
-    if facts.target in record.conflict:
+    if one.standing is not None and one.standing.left:
+        pass  # not somebody else's, whatever it was taken for meanwhile
+    elif facts.target in record.conflict:
         text = f"{facts.target} has an unrelated topic of this name: rename or delete that one first"
         yield True, Finding(name, "conflict", text)
     elif one.stub is not None and one.stub.borrowed and not one.stub.mirrored and not _served(facts, one):
@@ -240,15 +245,16 @@ def _writers(facts: PlanFacts, one: Subject) -> Iterator[tuple[bool, Finding]]:
     name, moving = one.record.name, {each.record.name for each in facts.subjects}
     if one.bypassing:
         text = (
-            f"{one.bypassing} producers write past the endpoint: the closed source refuses them, with acks=0 they lose "
-            "silently; point them at the endpoint first"
+            f"{one.bypassing} producers write past the endpoint{f' ({one.named})' if one.named else ''}: the closed "
+            "source refuses them, with acks=0 they lose silently; point them at the endpoint first, or say "
+            "--close-out-bypass"
         )
         yield not facts.allow.bypassing, Finding(name, "bypassing", text)
     for identifier, topics in sorted(one.ids.items()):
         if staying := sorted(topics - moving):
             text = (
-                f"transactional id {identifier!r} also writes {', '.join(staying)}, which stay: move them together, or "
-                "one of the two gets error 120"
+                f"transactional id {identifier!r} also writes {', '.join(staying)}, which stay: move them together (with "
+                "--leave-ids the id moves all the same, and what it writes there is refused)"
             )
             yield not facts.allow.leave_ids, Finding(name, "transactional id", text)
     if one.ids and facts.allow.abort_transactions:
@@ -284,8 +290,13 @@ def _adapted(facts: PlanFacts, one: Subject) -> Iterator[Adaptation]:
         if name in each.topics and each.step == "redirect":
             text = f"takes over from operation {each.id}, whose old copy is not emptied"
             yield Adaptation(name, "takes over", each.id, text)
-    if one.standing is not None and (_served(facts, one) or one.stub is not None):
-        if reusable(one):
+    if _mirrored(facts, one):
+        pass  # whatever it was, it is being filled
+    elif one.standing is not None and (one.standing.left or _served(facts, one) or one.stub is not None):
+        if one.standing.left:
+            text = f"goes on with the copy that a mirror has left on {target}"
+            yield Adaptation(name, "reuse", str(one.waits_for), text)
+        elif reusable(one):
             yield Adaptation(name, "reuse", str(one.waits_for), f"goes on with the former copy on {target}")
         else:
             text = f"the former copy on {target} is not fit to go on with: it is emptied and filled anew"
