@@ -35,6 +35,7 @@ class Following:
         self._store = store
         self._clock = clock
         self._records: dict[str, bytes] = {}
+        self._changed_at: dict[str, int] = {}
         self._snapshots: dict[str, Snapshot] = {}
         self._source: StoreFollowing | None = None
         self._published = trio.Event()
@@ -107,6 +108,10 @@ class Following:
         with trio.move_on_after(timeout):
             await self.changed(known)
 
+    def changed_at(self, key: str) -> int:
+        """The store revision at which a key below `view/` was last written, as the present view has it; 0: not there."""
+        return self._changed_at.get(key, 0)
+
     def age(self) -> float | None:
         """Seconds since the view was last known to be the store's newest state; None before it was loaded."""
         fresh_at = self._source.fresh_at if self._source is not None else None
@@ -131,13 +136,16 @@ class Following:
             changes = {key: value for key, value in found.items() if self._records.get(key) != value}
             changes |= {key: None for key in self._records if key not in found}
             self._records = found
+            self._changed_at = {one.key: one.mod_revision for one in item.items}
         else:
             for event in item.events:
                 if event.kind == "put":
                     changes[event.kv.key] = self._records[event.kv.key] = event.kv.value
+                    self._changed_at[event.kv.key] = event.kv.mod_revision
                 else:
                     changes[event.kv.key] = None
                     self._records.pop(event.kv.key, None)
+                    self._changed_at.pop(event.kv.key, None)
         self.store_revision = max(self.store_revision, item.revision)
         self._publish(build(self.view, changes, self._snapshots, item.revision))
         if any(key.startswith(models.CLUSTERS) for key in changes):

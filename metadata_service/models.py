@@ -226,6 +226,11 @@ class WorkerRecord(_Record, frozen=True):
     addresses: tuple[str, ...] = ()  # from which it reaches the clusters
 
 
+def process_name(record: WorkerRecord) -> str:
+    """What migrations call a registered process: it stands for this one, not for the next one under the same key."""
+    return f"{record.instance}/{record.role}-{record.worker}@{record.started:.3f}"
+
+
 class LeaseRecord(_Record, frozen=True):
     """Lives as long as the worker's lease. `acknowledged` is the newest store revision its view has applied."""
 
@@ -278,7 +283,9 @@ class MirrorRecord(_Record, frozen=True):
     `operation` names the move this mirror belongs to; `generation` is the copy's, raised when it is begun anew.
     `final` are the target's configuration values to be set once the mirror has finished; while it ships, the target is
     CreateTime with widened limits. `rule`: made because the topic's record names the target as a standby, and removed
-    when it does not any longer. `delete_copy`: of a mirror being removed, whether the target's topic goes as well.
+    when it does not any longer. `delete_copy`: of a mirror being removed, whether the target's topic goes as well. `ends`: where the
+    source ends, of one that is `finishing`. `lent`: it was there before its `operation`, and goes on when that is given
+    up.
     """
 
     topic: str
@@ -294,6 +301,7 @@ class MirrorRecord(_Record, frozen=True):
     rule: bool = False
     delete_copy: bool = False
     ends: dict[int, int] = {}
+    lent: bool = False
 
 
 class AssignmentRecord(_Record, frozen=True):
