@@ -76,6 +76,34 @@ async def test_a_steady_load(east: Cluster, jvm: Jvm, names: Names) -> None:
         assert [record.offset for record in read] == sorted(each.offset for each in sent)
 
 
+async def test_a_load_of_transactions(east: Cluster, jvm: Jvm, names: Names) -> None:
+    topic, config = names.topic("load"), east.java()
+    async with (
+        jvm.admin(config) as admin,
+        jvm.producer(config, transactional_id=names.transactional_id("t")) as producer,
+        jvm.consumer(config, read_committed=True) as consumer,
+    ):
+        await admin.create_topic(topic, 1)
+        await consumer.assign((topic, 0))
+        await producer.init_transactions()
+        await producer.start(topic, per_second=500, per_transaction=10, abort_every=3, partition=0)
+        read = await consumer.take(60)
+        sent = {one.number: one for one in await producer.stop() if one.error is None}
+        committed = [
+            n for one in producer.ended if one.how == "committed" for n in range(one.first, one.first + one.count)
+        ]
+        assert {one.how for one in producer.ended} == {"committed", "aborted"}
+        assert not [one.error for one in producer.ended if one.error]
+        read += await consumer.take(len(committed) - len(read))
+        assert [record.offset for record in read] == [sent[number].offset for number in committed]
+        await producer.gaps()
+        await trio.sleep(0.05)  # the gap itself
+        await producer.begin()
+        await producer.send(topic)
+        await producer.commit()
+        assert max(gap.seconds for gap in await producer.gaps()) >= 0.05
+
+
 async def test_static_members_cooperate(east: Cluster, jvm: Jvm, names: Names) -> None:
     topic, config, group = names.topic("orders"), east.java(), names.group("g")
     async with (

@@ -10,12 +10,14 @@ from tools.java_client.clients import (
     Admin,
     Consumer,
     Event,
+    Gap,
     Producer,
     Record,
     Sent,
     ShareConsumer,
     Streams,
     Taken,
+    Transaction,
 )
 from tools.java_client.jvm import Jvm
 from tools.java_client.wire import JavaError
@@ -24,6 +26,7 @@ __all__ = [
     "Admin",
     "Consumer",
     "Event",
+    "Gap",
     "JavaError",
     "Jvm",
     "Producer",
@@ -32,4 +35,5 @@ __all__ = [
     "ShareConsumer",
     "Streams",
     "Taken",
+    "Transaction",
 ]

@@ -49,6 +49,27 @@ class Sent:
     error: JavaError | None = None
 
 
+@dataclass(frozen=True)
+class Transaction:
+    """One that a load ended: records `first` .. `first + count - 1`. "unknown": the producer cannot go on.
+
+    `error` is why it was aborted, where that was not asked for, or why nobody knows.
+    """
+
+    first: int
+    count: int
+    how: Literal["committed", "aborted", "unknown"]
+    error: JavaError | None = None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """So many seconds in which a load got no answer, or a consumer no record; `end` in Unix seconds."""
+
+    end: float
+    seconds: float
+
+
 def _record(row: Sequence[Any]) -> Record:
     return Record._make([*row[:8], tuple((name, value) for name, value in row[8])])
 
@@ -86,6 +107,11 @@ class Client:
 
 
 class Producer(Client):
+    def __init__(self, conversation: Conversation, name: str) -> None:
+        super().__init__(conversation, name)
+        self.ended: list[Transaction] = []
+        """A load's transactions, as far as `take` and `stop` have brought word of them."""
+
     async def send(
         self,
         topic: str,
@@ -130,9 +156,11 @@ class Producer(Client):
         prefix: str = "",
         size: int = 0,
         per_transaction: int = 0,
+        abort_every: int = 0,
     ) -> None:
         """A steady load in the background until `stop`. The value of a record is its prefix, its number, a dot and
-        padding up to `size`; `keys` different keys in turn; transactions of `per_transaction` records each."""
+        padding up to `size`; `keys` different keys in turn; transactions of `per_transaction` records each, of which
+        every `abort_every`th is aborted. One that has to be aborted is, and the next one begins."""
         await self.call(
             "start",
             topic=topic,
@@ -144,15 +172,27 @@ class Producer(Client):
             prefix=prefix,
             size=size,
             per_transaction=per_transaction,
+            abort_every=abort_every,
         )
 
     async def take(self, count: int = 0, timeout: float = 0) -> list[Sent]:
         """What was answered since the last call; waits until there are `count` answers, at most `timeout` s."""
-        return _sent((await self.call("take", count=count, timeout=timeout))["results"])
+        return await self._took("take", count=count, timeout=timeout)
 
     async def stop(self) -> list[Sent]:
         """Ends the load, waits for what is under way, and gives every answer that was not taken yet."""
-        return _sent((await self.call("stop"))["results"])
+        return await self._took("stop")
+
+    async def _took(self, operation: str, **arguments: Any) -> list[Sent]:
+        answer = await self.call(operation, **arguments)
+        self.ended += [
+            Transaction(row[0], row[1], row[2], failure(row[3]) if row[3] else None) for row in answer["transactions"]
+        ]
+        return _sent(answer["results"])
+
+    async def gaps(self) -> list[Gap]:
+        """Gaps of 20 ms and more between two acknowledgements since the last call."""
+        return [Gap(*row) for row in await self.call("gaps")]
 
     async def init_transactions(self) -> None:
         await self.call("init_transactions")
@@ -205,6 +245,10 @@ class Consumer(Client):
         if len(taken.records) < count:
             raise AssertionError(f"{len(taken.records)} of {count} records after {timeout} s; {taken.events}")
         return taken.records
+
+    async def gaps(self) -> list[Gap]:
+        """Gaps of 20 ms and more between two polls that gave records, since the last call."""
+        return [Gap(*row) for row in await self.call("gaps")]
 
     async def hold(self) -> None:
         """No polls until `go_on`: a consumer whose application is stuck."""

@@ -28,6 +28,7 @@ final class ConsumerClient implements Client, ConsumerRebalanceListener {
 
     private final KafkaConsumer<byte[], byte[]> consumer;
     private final Object lock = new Object();
+    private final Gaps gaps = new Gaps();
     private ArrayNode records = Json.array();
     private ArrayNode events = Json.array();
     private volatile ConsumerGroupMetadata group;
@@ -54,6 +55,9 @@ final class ConsumerClient implements Client, ConsumerRebalanceListener {
             ArrayNode read = Json.array();
             for (ConsumerRecord<byte[], byte[]> each : consumer.poll(POLL)) {
                 read.add(record(each));
+            }
+            if (!read.isEmpty()) {
+                gaps.seen();
             }
             if (grouped) {
                 group = consumer.groupMetadata();
@@ -87,6 +91,9 @@ final class ConsumerClient implements Client, ConsumerRebalanceListener {
 
     @Override
     public JsonNode callAtOnce(String operation, JsonNode arguments) throws Exception {
+        if (operation.equals("gaps")) {
+            return gaps.take();
+        }
         if (!operation.equals("take")) {
             return null;
         }

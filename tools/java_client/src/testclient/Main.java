@@ -109,7 +109,7 @@ public final class Main {
         String operation = request.get("operation").asText();
         JsonNode arguments = request.get("arguments");
         // Two hops for few calls: those that may be answered at once must not wait behind the client's own thread.
-        if (operation.equals("take") || operation.equals("stop")) {
+        if (operation.equals("take") || operation.equals("stop") || operation.equals("gaps")) {
             POOL.execute(() -> answerOr(request, () -> driver.client.callAtOnce(operation, arguments),
                     () -> driver.submit(() -> answer(request, () -> driver.client.call(operation, arguments)))));
         } else {

@@ -13,6 +13,7 @@ import org.apache.kafka.clients.consumer.OffsetAndMetadata;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.errors.TimeoutException;
 import org.apache.kafka.common.header.internals.RecordHeader;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
 
@@ -21,9 +22,13 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
  * are [number, partition, offset] or [number, error], in the order in which the broker's answers arrived.
  */
 final class ProducerClient implements Client {
+    private static final long INSIST_NANOS = 60_000_000_000L;
+
     private final KafkaProducer<byte[], byte[]> producer;
     private final Object lock = new Object();
+    private final Gaps gaps = new Gaps();
     private ArrayNode results = Json.array();
+    private ArrayNode transactions = Json.array();
     private long outstanding;
     private volatile boolean loading;
     private Thread load;
@@ -83,6 +88,8 @@ final class ProducerClient implements Client {
                 }
                 producer.flush();
                 return take();
+            case "gaps":
+                return gaps.take();
             default:
                 return null;
         }
@@ -136,6 +143,9 @@ final class ProducerClient implements Client {
     private void finished(ArrayNode result) {
         synchronized (lock) {
             outstanding--;
+            if (!result.get(1).isObject()) {
+                gaps.seen();
+            }
             results.add(result);
             lock.notifyAll();
         }
@@ -151,13 +161,15 @@ final class ProducerClient implements Client {
         }
     }
 
-    /** Everything answered since the last call, and how much is still under way. */
+    /** Everything answered since the last call, how much is still under way, and the transactions that ended. */
     private JsonNode take() {
         synchronized (lock) {
             ObjectNode made = Json.object();
             made.set("results", results);
             made.put("outstanding", outstanding);
+            made.set("transactions", transactions);
             results = Json.array();
+            transactions = Json.array();
             return made;
         }
     }
@@ -173,34 +185,97 @@ final class ProducerClient implements Client {
     }
 
     private void run(JsonNode arguments) {
-        long gap = 1_000_000_000L / Math.max(1, arguments.path("per_second").asInt(100));
+        Pace pace = new Pace(arguments.path("per_second").asInt(100));
         int perTransaction = arguments.path("per_transaction").asInt(0);
+        int abortEvery = arguments.path("abort_every").asInt(0);
         int most = arguments.path("count").asInt(Integer.MAX_VALUE);
-        int number = arguments.path("first").asInt(0);
-        long next = System.nanoTime();
-        boolean open = false;
+        int first = arguments.path("first").asInt(0);
         try {
-            for (int sent = 0; loading && sent < most; sent++, number++) {
-                if (perTransaction > 0 && sent % perTransaction == 0) {
-                    if (open) {
-                        producer.commitTransaction();
-                    }
-                    producer.beginTransaction();
-                    open = true;
+            if (perTransaction > 0) {
+                boolean alive = true;
+                for (int count = 1; loading && alive && most > 0; count++, most -= perTransaction) {
+                    int size = Math.min(perTransaction, most);
+                    alive = transaction(arguments, pace, first, size, abortEvery > 0 && count % abortEvery == 0);
+                    first += size;
                 }
-                send(arguments, number);
-                next += gap;
-                long ahead;
-                while (loading && (ahead = next - System.nanoTime()) > 0) {
-                    LockSupport.parkNanos(ahead);
-                }
+                return;
             }
-            if (open) {
-                producer.commitTransaction();
+            for (int sent = 0; loading && sent < most; sent++) {
+                send(arguments, first + sent);
+                pace.next();
             }
         } catch (RuntimeException error) {
             synchronized (lock) {
                 results.add(Json.array().add(-1).add(Json.error(error)));
+            }
+        }
+    }
+
+    /** One transaction, ended in any case: an error that can be aborted is. False where the producer is done for. */
+    private boolean transaction(JsonNode arguments, Pace pace, int first, int size, boolean abort) {
+        RuntimeException reason = null;
+        int sent = 0;
+        try {
+            producer.beginTransaction();
+            while (sent < size && loading) {
+                send(arguments, first + sent++);
+                pace.next();
+            }
+            if (!abort) {
+                insist(producer::commitTransaction);
+                return ended(first, sent, "committed", null);
+            }
+            producer.flush();
+        } catch (RuntimeException error) {
+            reason = error;
+        }
+        try {
+            insist(producer::abortTransaction);
+            return ended(first, sent, "aborted", reason);
+        } catch (RuntimeException error) {
+            ended(first, sent, "unknown", reason == null ? error : reason);
+            return false;
+        }
+    }
+
+    /** Ending a transaction may take longer than one call waits; it is then asked again, as the client demands. */
+    private static void insist(Runnable call) {
+        long deadline = System.nanoTime() + INSIST_NANOS;
+        while (true) {
+            try {
+                call.run();
+                return;
+            } catch (TimeoutException error) {
+                if (System.nanoTime() > deadline) {
+                    throw error;
+                }
+            }
+        }
+    }
+
+    private boolean ended(int first, int sent, String how, RuntimeException reason) {
+        synchronized (lock) {
+            transactions.add(Json.array().add(first).add(sent).add(how)
+                    .add(reason == null ? Json.NODES.nullNode() : Json.error(reason)));
+            lock.notifyAll();
+        }
+        return true;
+    }
+
+    /** So many turns a second; late ones are made up for. */
+    private final class Pace {
+        private final long gap;
+        private long next = System.nanoTime();
+
+        Pace(int perSecond) {
+            gap = 1_000_000_000L / Math.max(1, perSecond);
+        }
+
+        void next() {
+            next += gap;
+            long ahead;
+            while (loading && (ahead = next - System.nanoTime()) > 0) {
+                LockSupport.parkNanos(ahead);
             }
         }
     }
