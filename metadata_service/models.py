@@ -283,9 +283,9 @@ class MirrorRecord(_Record, frozen=True):
     `operation` names the move this mirror belongs to; `generation` is the copy's, raised when it is begun anew.
     `final` are the target's configuration values to be set once the mirror has finished; while it ships, the target is
     CreateTime with widened limits. `rule`: made because the topic's record names the target as a standby, and removed
-    when it does not any longer. `delete_copy`: of a mirror being removed, whether the target's topic goes as well. `ends`: where the
-    source ends, of one that is `finishing`. `lent`: it was there before its `operation`, and goes on when that is given
-    up.
+    when it does not any longer. `delete_copy`: of a mirror being removed, whether the target's topic goes as well.
+    `ends`: where the source ends, of one that is `finishing`. `lent`: it was there before its `operation`, and goes on
+    when that is given up.
     """
 
     topic: str
