@@ -41,6 +41,7 @@ class Following:
         self._published = trio.Event()
         self._on_clusters: list[Callable[[Mapping[str, ClusterRecord]], None]] = []
         self._on_behind: list[Callable[[str], None]] = []
+        self._on_view: list[Callable[[View], None]] = []
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Follows until cancelled; `started` once the first view is published.
@@ -70,6 +71,15 @@ class Following:
     def on_behind(self, call: Callable[[str], None]) -> None:
         """`call` gets the name of a cluster whose snapshot lacks what a new record says of its topics."""
         self._on_behind.append(call)
+
+    def on_view(self, call: Callable[[View], None]) -> None:
+        """`call` gets the view now, and every further one in the same step in which it is published."""
+        self._on_view.append(call)
+        call(self.view)
+
+    def complete(self) -> int:
+        """The store revision up to which nothing is missing in the view."""
+        return max(self.view.revision, self._source.revision if self._source is not None else 0)
 
     def snapshot_changed(self, cluster: str, snapshot: Snapshot) -> None:
         """Takes over a cluster's new snapshot."""
@@ -170,5 +180,7 @@ class Following:
     def _publish(self, view: View) -> None:
         if view is not self.view:
             self.view = view
+            for call in self._on_view:
+                call(view)
             published, self._published = self._published, trio.Event()
             published.set()

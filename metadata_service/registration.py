@@ -47,6 +47,8 @@ class Registration:
         self.fresh_until = 0.0  # CLOCK_BOOTTIME seconds
         self.acknowledged = 0
         self.lease = 0
+        self.granted = 0  # the store's revision at which the present lease was made known
+        self._on_renewal: list[Callable[[], None]] = []
         self._store = store
         self._following = following
         self._ttl = ttl
@@ -59,6 +61,10 @@ class Registration:
     def fresh(self) -> bool:
         """Whether the store certainly still counts this process as alive."""
         return self._clock() < self.fresh_until
+
+    def on_renewal(self, call: Callable[[], None]) -> None:
+        """`call` is called whenever `fresh_until`, `granted` and `lease` have changed."""
+        self._on_renewal.append(call)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Registers, renews and acknowledges until cancelled; then leaves. `started` once registered."""
@@ -86,6 +92,7 @@ class Registration:
                 else:
                     sent = self._clock()
                     self.fresh_until = sent + await self._store.keep_alive(self.lease)
+                    self._renewed()
             except LeaseExpired:
                 log.warning("this process's lease ended; a new one is asked for", key=self._leased)
                 self.lease = 0
@@ -105,7 +112,7 @@ class Registration:
         sent = self._clock()
         lease = await self._store.grant(self._ttl)
         revision = self._appliable()
-        await self._store.commit(
+        done = await self._store.commit(
             (),
             (
                 Put(self._registered, encode(self.record)),
@@ -113,8 +120,13 @@ class Registration:
             ),
         )
         self.acknowledged = revision
-        self.fresh_until, self.lease = sent + lease.ttl, lease.id
+        self.fresh_until, self.lease, self.granted = sent + lease.ttl, lease.id, done.revision
         self._granted.set()
+        self._renewed()
+
+    def _renewed(self) -> None:
+        for call in self._on_renewal:
+            call()
 
     def _appliable(self) -> int:
         oldest = self.in_use()

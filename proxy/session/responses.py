@@ -11,7 +11,7 @@ from kafka_wire.fetch_view import FLEXIBLE_FROM, STALE_LEADER, FetchWalk
 from kafka_wire.frames import response_body, response_frame
 from metadata_service.models import STRIDE
 from proxy.apis.contract import CloseConnection
-from proxy.session.session import Kind, Session, Slot
+from proxy.session.session import Kind, Session, Slot, owed
 from proxy.transport.channel import SCRATCH, ChannelClosed
 from proxy.transport.splice import beginning, move, piece
 
@@ -43,41 +43,56 @@ async def write_responses(session: Session) -> None:
         if not slots or not 4 <= size <= session.around.limits.max_response_bytes:
             raise session.refuse("broker_protocol", error=f"an answer of {size} bytes to {len(slots)} requests")
         slot = slots[0]
-        if correlation != slot.correlation:
-            raise session.refuse("broker_protocol", error="an answer out of order")
+        if correlation != slot.correlation or slot.kind is Kind.LATER or slot.kind is Kind.LOCAL:
+            slot, window = await _its_turn(session, window, correlation)
         if slot.repeated is not None and len(window) == size + 4 and slot.repeated.fine(window, size):
             await session.client.send(window)
         elif slot.kind is Kind.FETCH:
             await _fetch(session, window, size, slot)
         elif slot.kind is Kind.INNER or slot.kind is Kind.PRODUCE:
             await _whole(session, window, size, slot)
+        elif slot.kind is Kind.DROPPED:
+            await _drop(session, window, size)
         else:
             if slot.key == SASL_AUTHENTICATE:
                 window = await _note_login(session, window, size, slot)
             await _pass(session, window, size)
-        slots.popleft()
-        if slot.kind is Kind.INNER:
-            assert slot.done is not None
+        if slots[0] is slot:
+            slots.popleft()
+        else:
+            slots.remove(slot)
+        if slot.done is not None:
             slot.done.set()
-        else:
+        if slot.kind is not Kind.INNER and slot.kind is not Kind.DROPPED:
             session.answered(slot, size + 4)
-        if slots and slots[0].kind is Kind.LOCAL:
-            await _made_here(session)
-        else:
-            session.popped()
+        if slots and slots[0].kind is not Kind.PRODUCE and slots[0].kind is not Kind.FETCH:
+            await session.flush()  # what was answered here meanwhile and has its turn now
+        session.popped()
 
 
-async def _made_here(session: Session) -> None:
-    """Send what was answered here meanwhile and has its turn now."""
-    slots = session.slots
-    while slots and slots[0].kind is Kind.LOCAL:
-        made = slots[0]
-        assert made.answer is not None
-        await session.client.send(made.answer)
-        slots.popleft()
-        session.made_bytes -= len(made.answer)
-        session.answered(made, len(made.answer))
-    session.popped()
+async def _its_turn(session: Session, window: memoryview, correlation: int) -> tuple[Slot, memoryview]:
+    """Whose answer this is, where answers that come before it are still being made here; once it has its turn.
+
+    Answers that no client waits for have it at once. The window is another one then, of owned memory.
+    """
+    asked = next((one for one in session.slots if one.kind is not Kind.LATER and one.kind is not Kind.LOCAL), None)
+    if asked is None or asked.correlation != correlation:
+        raise session.refuse("broker_protocol", error="an answer out of order")
+    if owed(asked):
+        session.passing = asked
+        window = memoryview(bytearray(window))
+        await session.its_turn(asked)
+    return asked, window
+
+
+async def _drop(session: Session, window: memoryview, size: int) -> None:
+    """The answer to a request that was answered here."""
+    inbox, end = session.upstream_inbox, size + 4
+    assert inbox is not None
+    if len(window) >= end:
+        inbox.keep(window[end:])
+    else:
+        await inbox.discard(end - len(window))
 
 
 async def _token(session: Session, window: memoryview) -> None:
@@ -87,7 +102,7 @@ async def _token(session: Session, window: memoryview) -> None:
         raise session.refuse("broker_protocol", error="no SASL token")
     await _pass(session, window, size)
     session.answered(session.slots.popleft(), size + 4)
-    await _made_here(session)
+    await session.flush()
 
 
 async def _note_login(session: Session, window: memoryview, size: int, slot: Slot) -> memoryview:
@@ -140,6 +155,7 @@ async def _whole(session: Session, window: memoryview, size: int, slot: Slot) ->
             inbox.keep(window[end:])
         await session.client.send(frame)
         return
+    session.passing = slot
     inbox.keep(window)
     async with session.around.budget.hold(size):
         whole = bytearray(end)
@@ -208,6 +224,7 @@ async def _fetch(session: Session, window: memoryview, size: int, slot: Slot) ->
     """A Fetch answer: walked, patched in place, its records passed over unread."""
     inbox = session.upstream_inbox
     assert inbox is not None
+    session.passing = slot
     cluster = session.around.view().clusters.get(session.cluster)
     if cluster is None:
         raise CloseConnection("the cluster is no longer part of the federation")

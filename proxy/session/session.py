@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from enum import Enum
+from typing import Protocol
 
 import trio
 
@@ -26,6 +27,7 @@ from runtime import logging
 log = logging.get(__name__)
 
 MAX_IN_FLIGHT = 256  # requests of one connection without an answer; then nothing more is read from it
+LAST = 12.0  # seconds in which writes that are held when the client goes are still executed
 MAX_MADE = 1 << 20  # bytes of answers made here that wait for their turn; likewise
 
 
@@ -38,12 +40,14 @@ class Kind(Enum):
     FETCH = "fetch"
     LOCAL = "local"  # made here, ready
     INNER = "inner"  # asked by a handler; never reaches the client
+    LATER = "later"  # to be made here: becomes LOCAL
+    DROPPED = "dropped"  # the client has its answer already; the broker's is read and thrown away
 
 
 class Slot:
     """A request that owes an answer."""
 
-    __slots__ = ("answer", "cluster", "correlation", "done", "key", "kind", "repeated", "started", "version")
+    __slots__ = ("answer", "cluster", "correlation", "done", "epoch", "key", "kind", "repeated", "started", "version")
 
     def __init__(self, kind: Kind, key: int, version: int, correlation: int, cluster: str) -> None:
         self.kind = kind
@@ -55,6 +59,27 @@ class Slot:
         self.answer: bytes | bytearray | None = None  # LOCAL: a whole frame; INNER: a frame without its size
         self.done: trio.Event | None = None
         self.repeated: RepeatedProduce | None = None
+        self.epoch = -1  # FETCH: of its fetch session, -1 without one
+
+
+class Fenced(Protocol):
+    """A session's writes to topics that are being moved (`proxy.moving`)."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether a write is held, or on its way to another broker than the client's."""
+
+    def admits(self, window: memoryview) -> bool:
+        """Whether the frame that begins here may be read now; else `settled` is to be awaited first."""
+
+    async def settled(self) -> None:
+        """Returns when nothing is held, and all that goes out on the client's own broker connection has gone out."""
+
+    async def finished(self) -> None:
+        """Returns when nothing is `pending`."""
+
+    def closed(self) -> None:
+        """The session has ended."""
 
 
 class Session:
@@ -87,6 +112,11 @@ class Session:
         self.asked = False  # a whole request has come
         self.handling: int | None = None  # the revision of the view that a handler is working with
         self.upstream_broker = -1
+        self.silent = False  # something was passed on that gets no answer (acks=0)
+        self.logging_in = False  # between a SASL handshake and the first request behind it
+        self.passing: Slot | None = None  # whose answer has begun to arrive, where that takes a wait
+        self.fenced: Fenced | None = None  # its writes to topics that are being moved
+        self._flushing = False
         self._nursery: trio.Nursery | None = None
         self._room: trio.Event | None = None
         self._asking = trio.Lock()
@@ -102,7 +132,13 @@ class Session:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await read_requests(self)
+                try:
+                    await read_requests(self)
+                finally:
+                    # What has been read is executed, also where its client is gone (acks=0).
+                    if self.fenced is not None and self.fenced.pending:
+                        with trio.move_on_after(LAST, shield=True):
+                            await self.fenced.finished()
                 await self._linger()
                 nursery.cancel_scope.cancel()
         except* (ChannelClosed, CloseConnection, ClusterAway) as group:
@@ -113,21 +149,26 @@ class Session:
             log.exception("connection failed", peer=self.client.peer, cluster=self.cluster)
         finally:
             connections.closed += 1
-            self.around.metrics.in_flight -= sum(1 for slot in self.slots if slot.kind is not Kind.INNER)
+            self.around.metrics.in_flight -= sum(1 for slot in self.slots if owed(slot))
+            for slot in self.slots:
+                if slot.done is not None:
+                    slot.done.set()
             self.slots.clear()
+            if self.fenced is not None:
+                self.fenced.closed()
             self.client.close()
             if self.upstream is not None:
                 self.upstream.close()
 
     async def _linger(self) -> None:
         """The client sends no more: what it has sent is still executed (acks=0), and answers it still reads go out."""
-        if self.upstream is None:
+        if self.upstream is None and not self.slots:
             return
-        self.upstream.finish()
+        if self.upstream is not None:
+            self.upstream.finish()
         with trio.move_on_after(5):
             while self.slots:
-                self._room = trio.Event()
-                await self._room.wait()
+                await self._next_pop()
 
     def end(self, reason: str) -> None:
         """Close from here (a bound was passed, the worker stops); counted under `reason`."""
@@ -150,7 +191,12 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether a request is being read or handled, or owes an answer."""
-        return bool(self.slots) or self.handling is not None or bool(self.frame_since and self.asked)
+        return (
+            bool(self.slots)
+            or self.handling is not None
+            or bool(self.frame_since and self.asked)
+            or (self.fenced is not None and self.fenced.pending)
+        )
 
     def waiting(self, now: float) -> Waiting:
         """For the sweep, which calls it about once a second.
@@ -209,13 +255,78 @@ class Session:
     async def room(self) -> None:
         """Wait while too many requests owe an answer."""
         while len(self.slots) >= MAX_IN_FLIGHT:
+            await self._next_pop()
+
+    async def _next_pop(self) -> None:
+        if self._room is None:
             self._room = trio.Event()
-            await self._room.wait()
+        await self._room.wait()
 
     def push(self, slot: Slot) -> None:
         self.slots.append(slot)
         if slot.kind is not Kind.INNER:
             self.around.metrics.in_flight += 1
+
+    def first_owed(self) -> Slot | None:
+        """Whose answer is the next that the client gets."""
+        for slot in self.slots:
+            if owed(slot):
+                return slot
+        return None
+
+    async def its_turn(self, slot: Slot) -> None:
+        """Returns when `slot` is the next whose answer the client gets, and nothing else is being sent to it."""
+        while self._flushing or self.first_owed() is not slot:
+            await self._next_pop()
+
+    def made(self, slot: Slot, frame: bytes) -> None:
+        """The answer of a slot that was to be made later; it goes out in its turn."""
+        slot.kind, slot.answer = Kind.LOCAL, frame
+        self.made_bytes += len(frame)
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        first = self.first_owed()
+        if first is not None and first.kind is Kind.LOCAL and not self._flushing and self._nursery is not None:
+            self._nursery.start_soon(self.flush)
+
+    async def flush(self) -> None:
+        """Send what was made here and has its turn. One task at a time does it."""
+        if self._flushing:
+            return
+        self._flushing = True
+        try:
+            while (slot := self.first_owed()) is not None and slot.kind is Kind.LOCAL:
+                assert slot.answer is not None
+                await self.client.send(slot.answer)
+                self.slots.remove(slot)
+                self.made_bytes -= len(slot.answer)
+                self.answered(slot, len(slot.answer))
+        finally:
+            self._flushing = False
+        self.popped()
+
+    def cut(self, slot: Slot, frame: bytes) -> bool:
+        """Answer a request that its broker keeps waiting; what the broker says later is thrown away. False: it has
+        begun to answer."""
+        if slot is self.passing or slot not in self.slots:
+            return False
+        made = Slot(Kind.LOCAL, slot.key, slot.version, slot.correlation, slot.cluster)
+        made.started = slot.started
+        made.answer = frame
+        self.made_bytes += len(frame)
+        self.slots.insert(self.slots.index(slot), made)
+        slot.kind = Kind.DROPPED
+        self.flush_soon()
+        return True
+
+    def drop(self, slot: Slot) -> bool:
+        """Wait no longer for the answer to a question of ours: `done` is set without one. False: it has begun."""
+        if slot is self.passing or slot.kind is not Kind.INNER or slot.done is None or slot.answer is not None:
+            return False
+        slot.kind = Kind.DROPPED
+        slot.done.set()
+        return True
 
     def popped(self) -> None:
         """A slot was answered: there is room again."""
@@ -229,9 +340,8 @@ class Session:
         """Send a whole response frame in its turn."""
         # A client that asks and does not read is not read from either.
         while self.slots and (len(self.slots) >= MAX_IN_FLIGHT or 0 < self.made_bytes > MAX_MADE - len(frame)):
-            self._room = trio.Event()
-            await self._room.wait()
-        if self.slots:
+            await self._next_pop()
+        if self.slots and self.first_owed() is not None:
             slot.kind = Kind.LOCAL
             slot.answer = frame
             self.made_bytes += len(frame)
@@ -261,21 +371,42 @@ class Session:
         Raises:
             CloseConnection: the broker is gone.
         """
+        slot = await self.ask(key, version, message)
+        assert slot.done is not None
+        await slot.done.wait()
+        assert slot.answer is not None
+        return parse_response(key, version, slot.answer)[1]
+
+    async def ask(self, key: int, version: int, message: Message, *, crowded: bool = False) -> Slot:
+        """The same without waiting for the answer: once `done` is set it is the slot's `answer`, None where it was
+        `drop`ped, or the session has ended. `crowded`: also while too many requests owe an answer, which wait for
+        this one."""
         async with self._asking:
             upstream = await self.open_upstream()
-            await self.room()
+            if not crowded:
+                await self.room()
             self._correlation = self._correlation % 0x7FFFFFFF + 1
             slot = Slot(Kind.INNER, key, version, self._correlation, self.cluster)
             slot.done = trio.Event()
             self.push(slot)
             await upstream.send(request_frame(key, version, slot.correlation, self.client_id, message))
-        await slot.done.wait()
-        assert slot.answer is not None
-        return parse_response(key, version, slot.answer)[1]
+        return slot
 
     async def inner_unanswered(self, key: int, version: int, message: Message) -> None:
         """The same for a request that gets no answer (Produce with acks=0)."""
         async with self._asking:
             upstream = await self.open_upstream()
+            self.silent = True
             self._correlation = self._correlation % 0x7FFFFFFF + 1
             await upstream.send(request_frame(key, version, self._correlation, self.client_id, message))
+
+    @property
+    def nursery(self) -> trio.Nursery:
+        """What runs in it ends with the session."""
+        assert self._nursery is not None
+        return self._nursery
+
+
+def owed(slot: Slot) -> bool:
+    """Whether the client waits for this answer."""
+    return slot.kind is not Kind.INNER and slot.kind is not Kind.DROPPED
