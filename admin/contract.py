@@ -69,6 +69,15 @@ class Office(Protocol):
 
     async def operation(self, identifier: str) -> Document: ...
 
+    async def operation_change(self, identifier: str, action: str, by: str) -> Document:
+        """`pause`, `resume` or `abort` it. Conflict, where that cannot be at its step."""
+
+    async def migrate(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        """What moving topics would do, or with `apply` and without problems, begin it."""
+
+    async def process_dead(self, name: str, apply: bool, by: str) -> Document:
+        """What it means that a registered process is dead, or with `apply` take its registration out."""
+
     async def config(self) -> Document: ...
 
     async def doctor(self) -> Document: ...

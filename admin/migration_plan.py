@@ -164,9 +164,9 @@ class Bypass:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One topic as the clusters tell. Sizes in bytes, of one replica: `size` at the source, and the subject's is what has
-    to be copied. `application`: the Streams application whose
-    internal topic it is. `replicas`: how many it will have on the target."""
+    """One topic as the clusters tell. Sizes in bytes, of one replica: `size` at the source, and the subject's is what
+    has to be copied. `application`: the Streams application whose internal topic it is. `replicas`: how many it will
+    have on the target."""
 
     subject: Subject
     target: str

@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 import trio
 
-from admin import mirrored, mirrors
+from admin import migrated, migrations, mirrored, mirrors, processes
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
 from admin.core import Core
 from admin.offsets import Offsets
@@ -65,6 +65,7 @@ class FederationOffice:
             metrics.gauge(name, self._of_member(lambda member: member.following.age()))
         metrics.gauge("kfed_leader", lambda: float(core.controller is not None and core.controller.leading))
         metrics.gauge("kfed_view_revision", self._of_member(lambda member: float(member.view.revision)))
+        metrics.sources.append(lambda: migrated.samples(self._known) if self._known is not None else ())
         metrics.gauge(
             "kfed_store_connected", lambda: float(core.member is not None and core.member.following.connected)
         )
@@ -81,6 +82,8 @@ class FederationOffice:
         return self._reasons()
 
     async def metrics(self) -> bytes:
+        if self._core.member is not None and self._core.member.view.migrations:
+            await self._facts()
         texts = [*await self._workers.metrics(), *await self._replicators.metrics()]
         return join([self._metrics.render(), *texts])
 
@@ -105,7 +108,7 @@ class FederationOffice:
         placement = facts.view.placement
         rules = models.PlacementRecord(placement=placement) if placement is not None else None
         differences = seeding.differences(self._settings, clusters, rules)
-        return doctor.findings(facts, differences, mirrored.findings(facts, time.time()))
+        return doctor.findings(facts, differences, [*migrated.findings(facts), *mirrored.findings(facts, time.time())])
 
     async def status(self) -> Document:
         facts = await self._facts()
@@ -169,10 +172,36 @@ class FederationOffice:
     # -- operations and history -----------------------------------------------------------------------------------
 
     async def operations(self) -> Document:
-        return documents.operations(await self._facts())
+        facts = await self._facts()
+        lines = cast(list[Document], documents.operations(facts)["operations"])
+        return {"operations": [{**one, **migrated.line(facts.view, str(one["id"]))} for one in lines]}
 
     async def operation(self, identifier: str) -> Document:
-        return _found(documents.operation(await self._facts(), identifier), f"no operation {identifier!r}")
+        facts = await self._facts()
+        document = _found(documents.operation(facts, identifier), f"no operation {identifier!r}")
+        return {**document, "migration": migrated.progress(facts, identifier)}
+
+    async def operation_change(self, identifier: str, action: str, by: str) -> Document:
+        member, _ = self._open()
+        with _store_errors():
+            document = await migrations.want(member, identifier, action)
+        await self._record(by, f"operations {identifier} --{action}", {"operation": identifier}, document)
+        return document
+
+    async def migrate(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        facts = await self._facts()
+        member, _ = self._open()
+        with _store_errors():
+            return await migrations.migrate_asked(member, facts, asked, apply, by, partial(self._record, by))
+
+    async def process_dead(self, name: str, apply: bool, by: str) -> Document:
+        facts = await self._facts()
+        member, _ = self._open()
+        with _store_errors():
+            document = await processes.dead(member.store, facts, name, apply)
+        if document["applied"]:
+            await self._record(by, f"proxies --dead {name}", document, {"removed": name})
+        return document
 
     async def history(self, limit: int) -> Document:
         _, store = self._open()

@@ -85,6 +85,13 @@ async def _group_home(office: Office, asked: Asked) -> Document:
     return await office.group_home(asked.path["name"], cluster, asked.by)
 
 
+async def _operation_change(office: Office, asked: Asked) -> Document:
+    action = asked.body.get("action")
+    if not isinstance(action, str):
+        raise Wrong("action: pause, resume or abort")
+    return await office.operation_change(asked.path["id"], action, asked.by)
+
+
 async def _offset(office: Office, asked: Asked) -> Document:
     numbers = []
     for key in ("partition", "offset"):
@@ -196,7 +203,73 @@ ROUTES = (
         query={"from": "the cluster whose offset is asked", "to": "the cluster whose offset is wanted"},
     ),
     Route("GET", "/operations", "Operations, running and past", lambda office, _: office.operations()),
-    Route("GET", "/operations/{id}", "One operation", lambda office, asked: office.operation(asked.path["id"])),
+    Route(
+        "GET",
+        "/operations/{id}",
+        "One operation",
+        lambda office, asked: office.operation(asked.path["id"]),
+        gives={
+            "migration": "of a move of topics, how far it is: `{source, target, step, means, hold, wanted, attempt, "
+            "reason, waits, served, abortable, serving, lag, lag_bytes, rate, seconds_left, held_ms, reopeners, "
+            "retirers, emptied, taken_over, transactional_ids, topics}`; `served`: clients are served by the target"
+        },
+    ),
+    Route(
+        "POST",
+        "/operations/{id}",
+        "Pause, resume or abort a move of topics; 409 with the way out where its step does not allow it",
+        _operation_change,
+        gives={"id": "the operation", "wanted": "`run`, `pause` or `abort`", "state": "its state", "step": "its step"},
+        takes={"action": "`pause`, `resume` or `abort`"},
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/migrate",
+        "Move topics to another cluster, without waiting for it: `GET /operations/{id}` says how far it is; a plan "
+        "unless `apply`",
+        lambda office, asked: office.migrate(asked.body, asked.flag("apply"), asked.by),
+        gives={
+            "migrations": "list of `{id, source, target, partitions, bytes, to_copy, disk, rate, seconds, "
+            "transactional_ids, takes_over, topics, refusals, warnings, notes}`: topics that switch together; `id`: of "
+            "the operation, once it is begun. Of each of its `topics`: `{topic, source, target, partitions, epoch, "
+            "bytes, to_copy, kinds, target_topic, replicas, configuration, settings, groups, producers, last_write, "
+            "bypassing, transactional_ids, notes}`; `target_topic`: `create`, `standby`, `reuse` or `rebuild`",
+            "left_out": "sentences: topics that a pattern found, and that are not moved",
+            "problems": "sentences that name the way out; with any, nothing is done",
+            "applied": "whether it was begun",
+        },
+        takes={
+            "topics": "names, or regular expressions for whole names",
+            "to": "the cluster to move them to",
+            "rollback": "true: back to where each came from; `to` may be left out",
+            "close_out_bypass": "true: also where producers write past the endpoint, which are refused then",
+            "leave_ids": "true: also where a transactional id that writes them writes topics that stay",
+            "abort_transactions": "true: those that do not end within `drain_wait` are aborted (error 120)",
+            "drain_wait": "seconds that open transactions have to end (60)",
+            "max_lag": "records that each topic may lack when writes are held (1000)",
+            "budget": "seconds that writes may be held before the hold is lifted (3)",
+            "redirect": "seconds that producers have to follow by themselves (600)",
+            "apply": "true: do it",
+        },
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/processes/{name}/dead",
+        "State that a registered process is dead, so that nothing waits for it; a plan unless `apply`",
+        lambda office, asked: office.process_dead(asked.path["name"], asked.flag("apply"), asked.by),
+        gives={
+            "process": "its name: `INSTANCE/ROLE-WORKER`",
+            "pid": "as it was registered",
+            "host": "likewise",
+            "started": "likewise, Unix seconds",
+            "waiting": "the operations that wait for it",
+            "applied": "whether its registration was taken out",
+        },
+        takes={"apply": "true: do it"},
+        changes=True,
+    ),
     Route("GET", "/config", "The configuration that is in force, without passwords", lambda office, _: office.config()),
     Route("GET", "/doctor", "What is wrong, and the command that mends it", lambda office, _: office.doctor()),
     Route(

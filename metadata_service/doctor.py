@@ -215,7 +215,7 @@ def _workers(facts: Facts) -> Iterator[Finding]:
 
 def _operations(facts: Facts) -> Iterator[Finding]:
     for identifier, one in sorted(facts.view.operations.items()):
-        if one.state in ("paused", "failed"):
+        if one.state in ("paused", "failed") and identifier not in facts.view.migrations:  # those say more themselves
             mend = _command("operations", identifier)
             yield Finding("warning", "operation", identifier, f"{one.kind} is {one.state} at {one.step}", mend)
 
