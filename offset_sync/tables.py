@@ -7,7 +7,7 @@ complete when is said in `offset_sync.kept`; `held` is a complete answer for one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -27,7 +27,7 @@ from kafka_client.topics import (
     offsets,
 )
 from kafka_wire.batches import walk, whole
-from kafka_wire.codec import DecodeError
+from kafka_wire.codec import DecodeError, Message
 from kafka_wire.errors import ERROR
 from kafka_wire.records import decode_records, fields_of
 from offset_sync import journal
@@ -41,6 +41,7 @@ log = logging.get(__name__)
 
 READ_SECONDS = 60.0  # for one partition of the journal, or one scan
 POLL_SECONDS = 0.5
+TAIL_MS = 500  # how long a waiting Fetch waits at a broker
 
 
 @dataclass(slots=True)
@@ -63,6 +64,9 @@ class Following:
         self._parts: dict[int, _Part] = {}
         self._reading = trio.Lock()
         self._info: TopicInfo | None = None  # the journal's, until something fails
+        self._hurried = False
+        self._regroup = trio.Event()  # what is tailed is no longer what should be
+        self._news = trio.Event()
 
     async def follow(
         self, topic: str, partitions: Iterable[int], scopes: Sequence[str] = (SHIP,)
@@ -73,27 +77,36 @@ class Following:
             Refused: no such topic (3), or the cluster does not answer in time; and as `ClusterClient.call`.
             Damaged: the journal holds what is no table.
         """
-        info = (await describe(self._client, [topic])).get(topic)
-        if info is None:
+        found = await self.follow_all({topic: partitions}, scopes)
+        if topic not in found:
             raise Refused(f"{self._client.name}: topic {topic!r}", ERROR.UNKNOWN_TOPIC_OR_PARTITION)
-        out: dict[tuple[int, str], Kept] = {}
+        return found[topic]
+
+    async def follow_all(
+        self, topics: Mapping[str, Iterable[int]], scopes: Sequence[str] = (SHIP,)
+    ) -> dict[str, dict[tuple[int, str], Kept]]:
+        """The same for several topics, which takes one reading; those that do not exist are left out."""
+        infos = await describe(self._client, list(topics))
+        out: dict[str, dict[tuple[int, str], Kept]] = {name: {} for name in infos}
         new: dict[int, tuple[_Part, list[Kept]]] = {}
         async with self._reading:
-            for number in partitions:
-                for scope in scopes:
-                    unit = journal.unit_name(scope, topic, number // journal.UNIT_SIZE)
-                    part = self._parts.setdefault(journal.partition_of(unit), _Part(journal.partition_of(unit)))
-                    stream = Stream(info.topic.id, number, scope)
-                    kept = part.keeper.streams.get(stream)
-                    if kept is None:
-                        kept = Kept(stream, guards=self._guards)
-                        new.setdefault(part.number, (part, []))[1].append(kept)
-                    out[number, scope] = kept
+            for topic, info in infos.items():
+                for number in topics[topic]:
+                    for scope in scopes:
+                        unit = journal.unit_name(scope, topic, number // journal.UNIT_SIZE)
+                        part = self._parts.setdefault(journal.partition_of(unit), _Part(journal.partition_of(unit)))
+                        stream = Stream(info.topic.id, number, scope)
+                        kept = part.keeper.streams.get(stream)
+                        if kept is None:
+                            kept = Kept(stream, guards=self._guards)
+                            new.setdefault(part.number, (part, []))[1].append(kept)
+                        out[topic][number, scope] = kept
             if new:
                 exists = journal.TOPIC in await describe(self._client, [journal.TOPIC])
                 for number, (part, some) in new.items():
                     await self._join(part, some, exists)
                     self._parts[number] = part  # `forget` may have found nothing in it yet
+                self._regroup.set()
             await self._poll()
         return out
 
@@ -105,24 +118,82 @@ class Following:
                 part.keeper.remove(stream)
             if not part.keeper.streams:
                 del self._parts[number]
+                self._regroup.set()
+
+    def hurry(self, on: bool) -> None:
+        """Whether `run` is to know at once what is added, by waiting at the brokers, instead of asking now and then."""
+        if on != self._hurried:
+            self._hurried = on
+            self._regroup.set()
+
+    async def changed(self) -> None:
+        """Until something was read."""
+        await self._news.wait()
 
     async def refresh(self) -> None:
         """Read what was added up to now. Raises as `follow`."""
         async with self._reading:
             await self._poll()
 
-    async def run(self) -> None:
-        """Until cancelled: while brokers answer, tables are at most about `POLL_SECONDS` behind the journal."""
+    async def run(self, poll: float = POLL_SECONDS) -> None:
+        """Until cancelled: while brokers answer, tables are at most about `poll` seconds behind the journal."""
         failures = 0
         while True:
-            await trio.sleep(POLL_SECONDS)
+            if not self._hurried:
+                with trio.move_on_after(poll):
+                    await self._regroup.wait()
+            self._regroup = trio.Event()
             try:
                 await self.refresh()
+                if self._hurried:
+                    await self._tail()
                 failures = 0
             except (ClientError, Damaged, DecodeError) as error:
                 failures += 1
                 log.debug("a journal cannot be read", cluster=self._client.name, error=str(error))
                 await trio.sleep(backoff(failures))
+
+    async def _tail(self) -> None:
+        """Wait at the leaders for what is added, until the parts or their leaders are others. Raises as `follow`."""
+        info = self._info
+        by_leader: dict[int, list[_Part]] = {}
+        for one in self._parts.values():
+            if info is not None and one.keeper.streams and one.position >= 0:
+                by_leader.setdefault(info.partitions[one.number].leader, []).append(one)
+        if info is None or not by_leader:  # no mirror has ever written to this cluster
+            with trio.move_on_after(TAIL_MS / 10_000):
+                await self._regroup.wait()
+            return
+        failed: list[Exception] = []
+
+        async def one_leader(leader: int, parts: list[_Part]) -> None:
+            try:
+                await self._tail_leader(info, leader, parts)
+            except (ClientError, Damaged, DecodeError) as error:
+                failed.append(error)
+            self._regroup.set()
+
+        async with trio.open_nursery() as nursery:
+            for leader, parts in by_leader.items():
+                nursery.start_soon(one_leader, leader, parts)
+            await self._regroup.wait()
+            nursery.cancel_scope.cancel()
+        if failed:
+            self._info = None
+            raise failed[0]
+
+    async def _tail_leader(self, info: TopicInfo, leader: int, parts: list[_Part]) -> None:
+        """Returns where somebody else leads by now."""
+        async with self._client.dedicated(leader) as connection:
+            good = True
+            while good:
+                asked = {one.number: one.position for one in parts}
+                answer = await connection.call(FETCH, _asking(info, parts, TAIL_MS), None, TAIL_MS / 1000 + 10)
+                async with self._reading:
+                    good = self._answered(answer, {one.number: one for one in parts}, asked, {})[0]
+                if any(one.position < 0 for one in parts):
+                    return  # to be read from the beginning
+        self._info = None
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -188,28 +259,30 @@ class Following:
 
     async def _poll_leader(self, info: TopicInfo, leader: int, parts: list[_Part], ends: dict[int, int]) -> bool:
         """One request; False where it has to be asked again, perhaps elsewhere."""
-        asked = [
-            {"partition": one.number, "fetch_offset": one.position, "partition_max_bytes": READ_BYTES} for one in parts
-        ]
-        message = {
-            "max_wait_ms": 0,
-            "min_bytes": 0,
-            "max_bytes": READ_BYTES,
-            "session_epoch": -1,
-            "topics": [{"topic": journal.TOPIC, "topic_id": info.topic.id, "partitions": asked}],
-        }
+        asked = {one.number: one.position for one in parts}
         try:
-            answer = await self._client.call(FETCH, message, broker=leader)
+            answer = await self._client.call(FETCH, _asking(info, parts, 0), broker=leader)
         except BrokerUnavailable:
             return False
+        good, silent = self._answered(answer, {one.number: one for one in parts}, asked, ends)
+        if good and silent:  # compaction left nothing up to the ends
+            for part in parts:
+                part.position = max(part.position, ends.get(part.number, part.position))
+        return good
+
+    def _answered(
+        self, answer: Message, by_number: Mapping[int, _Part], asked: Mapping[int, int], ends: dict[int, int]
+    ) -> tuple[bool, bool]:
+        """(whether all of it could be read, whether it was nothing). Refused: a leader refuses for good."""
         if answer.get("error_code"):
             raise Refused(f"{self._client.name}: Fetch", answer["error_code"])
-        by_number = {one.number: one for one in parts}
         good, silent = True, True
         for topic in answer["responses"]:
             for each in topic["partitions"]:
                 got = fetched(journal.TOPIC, each)
                 part = by_number[got.partition]
+                if part.position != asked[got.partition]:
+                    continue  # it was read otherwise while this answer was on its way
                 if got.error == ERROR.OFFSET_OUT_OF_RANGE:
                     self._again(part)
                 elif got.error in RETRIABLE:
@@ -219,10 +292,7 @@ class Following:
                 else:
                     ends.setdefault(got.partition, got.high_watermark)
                     silent = not self._take(part, whole(got.records)) and silent
-        if good and silent:  # compaction left nothing up to the ends
-            for part in parts:
-                part.position = max(part.position, ends.get(part.number, part.position))
-        return good
+        return good, silent
 
     def _take(self, part: _Part, records: memoryview) -> bool:
         try:
@@ -230,6 +300,9 @@ class Following:
         except Damaged:
             log.info("records of a journal were missed; reading it anew", cluster=self._client.name, part=part.number)
             self._again(part)
+        if len(records):
+            self._news.set()
+            self._news = trio.Event()
         return len(records) > 0
 
     @staticmethod
@@ -238,6 +311,19 @@ class Following:
         part.position = -1
         for kept in part.keeper.streams.values():
             kept.restart()
+
+
+def _asking(info: TopicInfo, parts: Iterable[_Part], wait_ms: int) -> Message:
+    asked = [
+        {"partition": one.number, "fetch_offset": one.position, "partition_max_bytes": READ_BYTES} for one in parts
+    ]
+    return {
+        "max_wait_ms": wait_ms,
+        "min_bytes": 1 if wait_ms else 0,
+        "max_bytes": READ_BYTES,
+        "session_epoch": -1,
+        "topics": [{"topic": journal.TOPIC, "topic_id": info.topic.id, "partitions": asked}],
+    }
 
 
 def _settle(part: _Part) -> None:

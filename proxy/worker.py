@@ -28,7 +28,7 @@ from metadata_service.store.open import open_store
 from metadata_service.store.opened import OpenedStore
 from metadata_service.view import ClusterView, View
 from proxy.addresses import address, broker_of_host
-from proxy.apis import data
+from proxy.apis import data, translation
 from proxy.apis.contract import ClusterAway
 from proxy.apis.discretion import discreet
 from proxy.apis.metadata import unseen
@@ -38,6 +38,7 @@ from proxy.client_certificates import ClientCertificates
 from proxy.identity import CallerPool
 from proxy.identity.asking import Asking
 from proxy.identity.settings import IdentitySettings, ServiceClients
+from proxy.moving.tables import MovedTables
 from proxy.session.call import SessionCall
 from proxy.session.session import Session
 from proxy.session.surroundings import Surroundings
@@ -382,6 +383,9 @@ class Worker:
             self.metrics.gauge(gauge, value)
         nursery.start_soon(pool.run)
         nursery.start_soon(self._watch_authority, pool)
+        self.tables = MovedTables(self.member.clients.get, lambda: self.view)
+        await nursery.start(self.tables.run, following.changed_or)
+        translation.install(self.tables)
         if endpoint_path is not None:
             paths = {
                 "/metrics": lambda: ("text/plain; version=0.0.4", self.metrics.render()),

@@ -19,11 +19,12 @@ from proxy.apis.mapping import forward, to_physical_ids
 from proxy.apis.metadata import find
 from proxy.apis.refusals import refusal
 from proxy.apis.transactions import without_placement
-from proxy.apis.translation import current_epoch, epoch_end, offsets_of, to_logical_epoch
+from proxy.apis.translation import arrived, current_epoch, epoch_end, offsets_of, to_logical_epoch
 
 LIST_OFFSETS, DELETE_RECORDS, LEADER_EPOCH, MARKERS, PRODUCERS = 2, 21, 23, 27, 61
 SHARE_FETCH, SHARE_ACKNOWLEDGE = 78, 79
 CONSUMER, DEBUGGER = -1, -2  # replica ids of clients
+EARLIEST = -2  # ListOffsets' timestamp for where the log begins
 
 
 def _placed(view: View, cluster: str, topics: Iterable[Message], field: str) -> tuple[list[Message], list[Message]]:
@@ -64,6 +65,7 @@ async def _split(
         raise Refused(ERROR.CLUSTER_AUTHORIZATION_FAILED)  # no broker is a client here
     view = await find(call, [one[field] for one in request["topics"]])
     here, others = _placed(view, call.cluster, request["topics"], field)
+    await arrived([(view.topics[one[field]], _numbers(one)) for one in here])
     joined = _refused(key, version, view, others, field, "topics")
     known: dict[str, list[Message]] = {}
     asked: list[Message] = []
@@ -95,12 +97,23 @@ async def _split(
     return response
 
 
+def _numbers(topic: Message) -> list[int]:
+    """The partitions that a topic of a request names."""
+    if "partition_indexes" in topic:
+        return list(topic["partition_indexes"])
+    return [one["partition"] if "partition" in one else one["partition_index"] for one in topic["partitions"]]
+
+
 async def list_offsets(call: Call, version: int, request: Message) -> Message:
+    beginnings: set[tuple[str, int]] = set()
+
     def prepare(topic: ServedTopic, asked: Message) -> tuple[Message, list[Message]]:
         offsets_of(topic)
         partitions: list[Message] = []
         ready: list[Message] = []
         for one in asked["partitions"]:
+            if one["timestamp"] == EARLIEST:
+                beginnings.add((topic.name, one["partition_index"]))
             code, epoch = current_epoch(topic, one.get("current_leader_epoch", -1))
             if code:
                 ready.append({"partition_index": one["partition_index"], "error_code": code})
@@ -111,7 +124,9 @@ async def list_offsets(call: Call, version: int, request: Message) -> Message:
     def finish(topic: ServedTopic, result: Message) -> None:
         offsets = offsets_of(topic)
         for one in result["partitions"]:
-            one["offset"] = offsets.to_logical(topic, one["partition_index"], one["offset"])
+            index = one["partition_index"]
+            to_logical = offsets.to_log_start if (topic.name, index) in beginnings else offsets.to_logical
+            one["offset"] = to_logical(topic, index, one["offset"])
             one["leader_epoch"] = to_logical_epoch(topic, one.get("leader_epoch", -1))
 
     return await _split(call, LIST_OFFSETS, version, request, prepare=prepare, finish=finish)
@@ -147,7 +162,7 @@ async def delete_records(call: Call, version: int, request: Message) -> Message:
     def prepare(topic: ServedTopic, asked: Message) -> tuple[Message, list[Message]]:
         offsets = offsets_of(topic)
         partitions = [
-            {**one, "offset": offsets.to_physical(topic, one["partition_index"], one["offset"])}
+            {**one, "offset": offsets.to_deletable(topic, one["partition_index"], one["offset"])}
             for one in asked["partitions"]
         ]
         return {**asked, "partitions": partitions}, []
@@ -155,7 +170,7 @@ async def delete_records(call: Call, version: int, request: Message) -> Message:
     def finish(topic: ServedTopic, result: Message) -> None:
         offsets = offsets_of(topic)
         for one in result["partitions"]:
-            one["low_watermark"] = offsets.to_logical(topic, one["partition_index"], one["low_watermark"])
+            one["low_watermark"] = offsets.to_log_start(topic, one["partition_index"], one["low_watermark"])
 
     return await _split(call, DELETE_RECORDS, version, request, prepare=prepare, finish=finish)
 

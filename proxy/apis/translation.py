@@ -7,6 +7,7 @@ installs here. Without it nothing is guessed: such a topic is refused with NOT_L
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from kafka_wire.errors import ERROR
@@ -22,6 +23,12 @@ _PHYSICAL = (1 << EPOCH_BITS) - 1
 class Offsets(Protocol):
     """Translates offsets of one topic on the cluster that serves it. Negative offsets are sentinels and pass."""
 
+    def to_log_start(self, topic: ServedTopic, partition: int, offset: int) -> int:
+        """Where the log begins, as clients see it; it never falls. Raises Refused."""
+
+    def to_deletable(self, topic: ServedTopic, partition: int, offset: int) -> int:
+        """Up to where to delete; below the beginning of the log there is nothing. Raises Refused."""
+
     def to_physical(self, topic: ServedTopic, partition: int, offset: int) -> int:
         """The position to ask the cluster for. Raises Refused."""
 
@@ -35,6 +42,9 @@ class Tables(Protocol):
     def table(self, topic: ServedTopic, partition: int) -> Table | None:
         """That of the cluster that serves the topic, complete up to where it began to serve; None: not here yet."""
 
+    async def arrived(self, wanted: Iterable[tuple[ServedTopic, Iterable[int]]]) -> None:
+        """Wait, for a bounded time, until the tables of these partitions are here."""
+
 
 class _Identity:
     def to_physical(self, topic: ServedTopic, partition: int, offset: int) -> int:
@@ -42,6 +52,9 @@ class _Identity:
 
     def to_logical(self, topic: ServedTopic, partition: int, offset: int) -> int:
         return offset
+
+    to_log_start = to_logical
+    to_deletable = to_physical
 
 
 class _ByTable:
@@ -56,6 +69,13 @@ class _ByTable:
     def to_logical(self, topic: ServedTopic, partition: int, offset: int) -> int:
         return serving.bound(table_of(topic, partition), offset)
 
+    def to_log_start(self, topic: ServedTopic, partition: int, offset: int) -> int:
+        return serving.log_start(table_of(topic, partition), offset)
+
+    def to_deletable(self, topic: ServedTopic, partition: int, offset: int) -> int:
+        table = table_of(topic, partition)
+        return self.to_physical(topic, partition, max(offset, table.log_start) if offset >= 0 else offset)
+
 
 _IDENTITY = _Identity()
 _BY_TABLE = _ByTable()
@@ -66,6 +86,17 @@ def install(tables: Tables | None) -> None:
     """Use these tables for topics that have moved; None: refuse such topics."""
     global _tables
     _tables = tables
+
+
+async def arrived(wanted: Iterable[tuple[ServedTopic, Iterable[int]]]) -> None:
+    """Before tables are asked for: a worker that has just begun reads them first, and nobody is refused meanwhile."""
+    if _tables is not None:
+        await _tables.arrived(wanted)
+
+
+def here(topic: ServedTopic, partition: int) -> Table | None:
+    """The table of a topic that has moved, where it is here."""
+    return _tables.table(topic, partition) if _tables is not None else None
 
 
 def table_of(topic: ServedTopic, partition: int) -> Table:

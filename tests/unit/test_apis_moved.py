@@ -42,6 +42,9 @@ class Tables:
         made.open(10, 9)
         return made
 
+    async def arrived(self, wanted: object) -> None:
+        pass
+
 
 @pytest.fixture(autouse=True)
 def _tables() -> Iterator[None]:
