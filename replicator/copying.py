@@ -24,7 +24,7 @@ from replicator.wire import Produced, Wanted
 
 if TYPE_CHECKING:
     from replicator.feeder import Feeder
-    from replicator.link import Session
+    from replicator.session import Session
 
 FETCH_BYTES = 1 << 20
 RETRY_SECONDS = 0.2  # after an error of the source's leader
@@ -72,6 +72,8 @@ class Journal:
             if lane is not None:
                 lane.outlet.offer(lane)
         self.outlet.offer(self)
+        if session.ending is not None:
+            session.ending.look()
 
     def lost(self, reason: str) -> None:
         self.session.fail(reason)
@@ -100,6 +102,7 @@ class Data:
         self.feeder: Feeder | None = None
         self.deletable = 0  # the target may delete below this offset
         self.deleted = 0
+        self.stop_at: int | None = None  # the source offset at which it ends, once that is known
         self.dead = False  # nothing of it is written in this session any more
         self._unsure = 0
         self._fetch_bytes = FETCH_BYTES
@@ -207,7 +210,7 @@ class Data:
         if len(answer.records):
             exchange = session.assignment.mode == "exchange"
             try:
-                limit = self.upstream.limit
+                limit = self._limit
                 foreign = link.mirrored if exchange else None
                 known: Callable[[int], bool] | None = link.local_ids.__contains__
                 while made is None:
@@ -221,7 +224,7 @@ class Data:
                             session.fail("the source has become a mirror's target")
                         if session.over:
                             return
-                        known, limit = None, self.upstream.limit
+                        known, limit = None, self._limit
                 if made.held:
                     # The rest waits until the source's own mirror has written down what it is.
                     self._retry_at = trio.current_time() + UPSTREAM_SECONDS
@@ -254,6 +257,12 @@ class Data:
             status.condition = Condition.COPYING
 
     @property
+    def _limit(self) -> int | None:
+        """The source offset from which on nothing may be taken (yet)."""
+        covered, stop_at = self.upstream.limit, self.stop_at
+        return covered if stop_at is None else stop_at if covered is None else min(covered, stop_at)
+
+    @property
     def _where(self) -> tuple[str, int]:
         return self.origin[0].name, self.origin[1]
 
@@ -277,6 +286,8 @@ class Data:
         self._evicted = partition.guard.evicted
         if status.position >= status.end >= 0:
             self._caught_up()
+        if self.session.ending is not None:
+            self.session.ending.look()
 
     def _caught_up(self) -> None:
         self.status.behind_since = 0.0

@@ -1,7 +1,13 @@
-"""What a partition's copy turns out to be at a take-over: journal, scan and source together, or a reason to stop."""
+"""What a partition's copy turns out to be at a take-over: journal, scan and source together, or a reason to stop.
+
+A former copy, on a cluster that has served the topic, is gone on with behind what it had when it ceased to: what lies
+there was written by nobody who was acknowledged, and is in no run. It must be whole, though: one that lacks records
+which the source still has is begun anew where nothing is left of it, and stops otherwise.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,8 +17,9 @@ from offset_sync.journal import Contents, Stored, Stream
 from offset_sync.recovered import Inconsistent, Recovered, recover, renewed
 from offset_sync.table import Table
 from offset_sync.varints import Damaged
-from replicator.claim import scan
+from replicator.claim import Tail, scan
 from replicator.core import Identity, Partition
+from replicator.placed import Served, Timeline, close, former_parts, unrecorded
 from replicator.states import Condition, Status, Stop
 
 if TYPE_CHECKING:
@@ -46,8 +53,9 @@ async def found_partition(
     source: Table,
     found: Found,
     status: Status,
+    timeline: Timeline = (),
 ) -> Partition:
-    """Recover one partition, ready to copy; `source` is the source's table.
+    """Recover one partition, ready to copy; `source` is the source's table, `timeline` the topic's.
 
     Raises:
         Stop: it must not be copied.
@@ -58,29 +66,71 @@ async def found_partition(
     stored = contents.streams.get(stream, Stored())
     state = stored.state
     if exclusive and assignment.generation > generation_of(stored):
-        made = await _begin_anew(link, assignment, identity, stream, stored, target, found)
+        made = await _begin_anew(link, assignment, identity, stream, stored, target, found, assignment.generation)
         return _ready(link, made, source, source_info, found, status, stream, identity, exclusive=True)
     if stored.lost:
         raise Stop(Condition.TARGET_LOST, stored.lost)
+    former = unrecorded(former_parts(timeline, link.target.name, found.number), state) if exclusive else []
     start = found.target_start if exclusive else found.target_end
     if state is not None:
         if found.target_end < state.scanned:
             raise Stop(Condition.TARGET_LOST, f"it ends at {found.target_end}, {state.scanned} was acknowledged")
         if exclusive or open_intents(stored):
             start = max(state.scanned, found.target_start)
-        moved = state.source not in ("", link.source.name)
+        moved = former or state.source not in ("", link.source.name)
         if not moved and state.source_id not in (bytes(16), source_info.topic.id):
             raise Stop(Condition.RECREATED, f"{assignment.topic!r} had another topic id")
+    if former:
+        if found.target_end < former[-1].physical_end:
+            why = f"it ends at {found.target_end}, and had {former[-1].physical_end} when it ceased to serve"
+            raise Stop(Condition.TARGET_LOST, why)
+        if state is None or not open_intents(stored):
+            start = max(former[-1].physical_end, found.target_start)
     tail = await scan(link.target, target, found.number, start, identity)
-    if state is None and exclusive and tail.batches:
+    if state is None and exclusive and tail.batches and not former:
         raise Stop(Condition.OCCUPIED, f"records from {tail.batches[0].offset} on are not ours")
     try:
-        made = recover(stored, tail.batches, tail.end, found.target_start)
+        made = _recovered(stored, tail, former, found)
     except (Inconsistent, Damaged) as error:
         raise Stop(Condition.TARGET_LOST, str(error)) from None
-    if exclusive:
+    if former:
+        behind = [one for one in tail.batches if one.offset >= former[-1].physical_end]
+        made.table.trim(found.target_start)
+        start_here, start_there = made.table.log_start, source.logical(found.source_start) or 0
+        if start_here > start_there and found.target_start >= former[-1].physical_end and not behind:
+            generation = generation_of(stored) + 1
+            made = await _begin_anew(link, assignment, identity, stream, stored, target, found, generation)
+            return _ready(link, made, source, source_info, found, status, stream, identity, exclusive=True)
+        if start_here > start_there:
+            why = f"the former copy begins at logical offset {start_here}, the topic at {start_there}"
+            raise Stop(Condition.INCOMPLETE, why)
+        status.foreign += sum(one.records for one in behind)
+    elif exclusive:
         status.foreign += sum(one.records for one in tail.batches) - made.landed
-    return _ready(link, made, source, source_info, found, status, stream, identity, exclusive=exclusive)
+    return _ready(
+        link,
+        made,
+        source,
+        source_info,
+        found,
+        status,
+        stream,
+        identity,
+        exclusive=exclusive,
+        elsewhere=bool(former),
+    )
+
+
+def _recovered(stored: Stored, tail: Tail, former: Sequence[Served], found: Found) -> Recovered:
+    """Journal and tail, and what clients wrote in between. Raises as `recover`."""
+    if not former:
+        return recover(stored, tail.batches, tail.end, found.target_start)
+    first, last = former[0], former[-1]
+    mine = [one for one in tail.batches if one.offset < first.physical]
+    made = recover(stored, mine, first.physical, found.target_start)
+    close(made.table, former)
+    made.state = replace(made.state, scanned=max(tail.end, last.physical_end))
+    return made
 
 
 def generation_of(stored: Stored) -> int:
@@ -101,8 +151,10 @@ async def _begin_anew(
     stored: Stored,
     target: TopicInfo,
     found: Found,
+    generation: int,
 ) -> Recovered:
-    """Empty the target and forget its table: an operator has decided so by raising the mirror's generation.
+    """Empty the target and forget its table: somebody has decided so by raising the mirror's generation, or nothing is
+    left of it.
 
     Interrupted, it is done again: the new generation is in the journal only with the first checkpoint.
 
@@ -114,7 +166,7 @@ async def _begin_anew(
     code = (await delete_records(link.target, assignment.topic, leader, {found.number: end}))[found.number]
     if code:
         raise Refused(f"{link.target.name}: emptying {assignment.topic}-{found.number}", code)
-    return renewed(stream, stored, assignment.generation, end)
+    return renewed(stream, stored, generation, end)
 
 
 def _ready(
@@ -128,9 +180,11 @@ def _ready(
     identity: Identity,
     *,
     exclusive: bool,
+    elsewhere: bool = False,
 ) -> Partition:
+    """`elsewhere`: what the state says of its source is of no use any longer."""
     position, epoch = made.state.position, made.state.leader_epoch
-    if made.state.source not in ("", link.source.name):
+    if elsewhere or made.state.source not in ("", link.source.name):
         # Another source, the same logical log: go on behind the last record that is here.
         end = made.table.runs.end
         here = max(made.table.log_start, end.logical if end is not None else 0)  # all of it may have been deleted

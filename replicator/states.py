@@ -18,6 +18,7 @@ class Condition(StrEnum):
     RECREATED = "recreated"  # the source's topic was deleted and created anew
     MISSING = "missing"  # the source's topic or partition is gone
     OCCUPIED = "occupied"  # the target held records of others before the mirror began
+    INCOMPLETE = "incomplete"  # the target is a former copy that lacks what the source still has
     TARGET_LOST = "target_lost"  # the target's log ends before what it had acknowledged, or contradicts the journal
     CORRUPT = "corrupt"  # a batch of the source has a wrong CRC
     REFUSED = "refused"  # the target does not take a batch: too large, a timestamp out of bounds
@@ -29,6 +30,7 @@ STOPPED = frozenset(
         Condition.RECREATED,
         Condition.MISSING,
         Condition.OCCUPIED,
+        Condition.INCOMPLETE,
         Condition.TARGET_LOST,
         Condition.CORRUPT,
         Condition.REFUSED,
@@ -42,6 +44,7 @@ WAY_OUT = {
     Condition.RECREATED: "remove the mirror and create it again; the target keeps the old topic's records till then",
     Condition.MISSING: "remove the mirror, or create the source's topic",
     Condition.OCCUPIED: "choose an empty target, or rebuild it in place",
+    Condition.INCOMPLETE: "rebuild it in place: it is emptied, and everything is copied again",
     Condition.TARGET_LOST: "rebuild the copy: with its topic deleted, it is made and filled anew",
     Condition.CORRUPT: "let the source's replicas be repaired; deleting records up to the batch goes on behind it",
     Condition.REFUSED: "widen the target's limits (max.message.bytes, message.timestamp.*.max.ms)",

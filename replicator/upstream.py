@@ -3,6 +3,9 @@
 In a row of ships (A to B, B to C) the second one writes down logical offsets, which B's table tells. That table grows
 while B is written, so it is followed in B's journal, and nothing beyond what it covers is taken. The producer guard
 travels the same way: an entry is inherited once its batch has arrived here, never before.
+
+Where the source serves the topic, nothing is mirrored into it: its table is complete as it is, with the part that
+clients write. What it was told as a mirror's target, table and guard, is read once.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from offset_sync.kept import Kept
 from offset_sync.table import Table
 from offset_sync.tables import SHIP, Following
 from replicator.core import Partition
+from replicator.placed import Timeline, former_parts, former_table, serves, serving_table
 
 DESCRIBE_CONFIGS, BROKER, EXPIRATION = 32, 4, "producer.id.expiration.ms"
 SHIPS = b"kfed-mirror.ship."  # in the registry's name of a producer id
@@ -32,10 +36,12 @@ def own_table(_: str, __: int) -> Table:
 
 @dataclass(slots=True)
 class Upstream:
-    """One source partition. `kept` is None where no mirror writes it, or nobody needs to know."""
+    """One source partition. `kept` is None where no mirror writes it, or nobody needs to know. `serves`: its cluster
+    serves the topic, so that no mirror can come to write it."""
 
     table: Table
     kept: Kept | None = None
+    serves: bool = False
     asked: set[int] = field(default_factory=set)  # ships' producer ids that were looked into
 
     @property
@@ -45,13 +51,17 @@ class Upstream:
 
     def inherit(self, partition: Partition) -> None:
         """Take over what is known of producers whose batches have arrived. Raises Damaged."""
-        kept, end = self.kept, partition.table.runs.end
-        if kept is None or end is None or not kept.news:
+        kept = self.kept
+        if kept is None or not kept.news:
+            return
+        end = partition.table.runs.end
+        below = max(end.logical if end is not None else 0, partition.table.log_start)  # what is deleted comes no more
+        if not below:
             return
         guard = Guard()
         for producer_id in kept.news:
             guard.load(producer_id, kept.producers[producer_id])
-        kept.news = partition.guard.adopt(guard, below=end.logical)
+        kept.news = partition.guard.adopt(guard, below=below)
         partition.touch()
 
 
@@ -61,6 +71,7 @@ class Upstreams:
     def __init__(self, source: ClusterClient, given: Callable[[str, int], Table] | None = None) -> None:
         """`given` tells tables from elsewhere; then nothing is asked of the source."""
         self._given = given
+        self._cluster = source.name
         self._following = Following(source, guards=True)
         self._used = trio.Event()
 
@@ -69,20 +80,31 @@ class Upstreams:
         await self._used.wait()
         await self._following.run()
 
-    async def of(self, topic: str, partitions: Sequence[int], *, ship: bool) -> dict[int, Upstream]:
+    async def of(
+        self, topic: str, partitions: Sequence[int], *, ship: bool, timeline: Timeline = ()
+    ) -> dict[int, Upstream]:
         """Raises as `Following.follow`."""
         if self._given is not None:
             return {number: Upstream(self._given(topic, number)) for number in partitions}
         if not ship:  # what is copied was written there, at the offsets it has there
             return {number: Upstream(own_table(topic, number)) for number in partitions}
+        if serves(timeline, self._cluster) and len(timeline) == 1:
+            return {number: Upstream(own_table(topic, number), serves=True) for number in partitions}
         found = await self._following.follow(topic, partitions)
         plain = [one for one in found.values() if one.state is None]
         self._following.forget(one.stream for one in plain)
         self._used.set()
-        return {
-            number: Upstream(own_table(topic, number)) if kept.state is None else Upstream(kept.table, kept)
-            for (number, _), kept in found.items()
-        }
+        return {number: self._upstream(topic, number, kept, timeline) for (number, _), kept in found.items()}
+
+    def _upstream(self, topic: str, number: int, kept: Kept, timeline: Timeline) -> Upstream:
+        written = kept.state is not None
+        if serves(timeline, self._cluster):
+            table = serving_table(_copied(kept.table) if written else None, timeline, number)
+            return Upstream(table, kept if written else None, serves=True)
+        if written:
+            return Upstream(kept.table, kept)
+        former = former_parts(timeline, self._cluster, number)
+        return Upstream(former_table(former) if former else own_table(topic, number))
 
     def forget(self, upstreams: Iterable[Upstream]) -> None:
         self._following.forget(one.kept.stream for one in upstreams if one.kept is not None)
@@ -92,7 +114,7 @@ class Upstreams:
 
         A copy that was set free keeps such batches, and is nobody's target any more.
         """
-        if upstream.kept is not None or self._given is not None or ships <= upstream.asked:
+        if upstream.kept is not None or upstream.serves or self._given is not None or ships <= upstream.asked:
             return False
         (kept,) = (await self._following.follow(topic, [number], (SHIP,))).values()
         if kept.state is not None:
@@ -100,6 +122,13 @@ class Upstreams:
         self._following.forget([kept.stream])
         upstream.asked |= ships
         return False
+
+
+def _copied(table: Table) -> Table:
+    """The same, to be opened: the follower's own goes on as the journal says."""
+    made = Table(table.generation)
+    made.runs, made.log_start, made.own = table.runs.copy(), table.log_start, table.own
+    return made
 
 
 async def producer_expiration(client: ClusterClient, otherwise: int) -> int:

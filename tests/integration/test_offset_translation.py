@@ -253,7 +253,7 @@ async def test_reasons(east: Cluster, west: Cluster, triple: Cluster, names: Nam
 
 async def test_what_no_checkpoint_tells_is_found_in_the_log(east: Cluster, west: Cluster, names: Names) -> None:
     """A mirror that dies before it writes down what it copied: there are only intents."""
-    with patch("replicator.link.CHECKPOINT_SECONDS", 3600.0):
+    with patch("replicator.session.CHECKPOINT_SECONDS", 3600.0):
         for flows in (SHIP, TWO):
             topic = names.topic(f"judged-{flows[0].mode}")
             for cluster in (east, west):
