@@ -79,6 +79,7 @@ class Carrying:
             name
             for name, record in sorted(view.groups.items())
             if name in listed.get(record.cluster, ())
+            and record.move is None
             and any(name in listed.get(one, ()) and not listed[one][name].live for one in counting(view, record))
         ]
         for key in [key for key in self._kept if key[0] not in view.groups]:

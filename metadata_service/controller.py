@@ -17,12 +17,14 @@ import trio
 from kafka_client import ClientError
 from metadata_service.audit import audit
 from metadata_service.failures import DecisionFailed
+from metadata_service.home_runner import run_home_move
 from metadata_service.homekeeping import Homekeeping
 from metadata_service.housekeeping import Housekeeping
 from metadata_service.inventory import Inventory
 from metadata_service.member import Member, join
 from metadata_service.mirrorkeeping import Mirrorkeeping
 from metadata_service.models import CONTROLLER, ControllerRecord, OperationRecord
+from metadata_service.operations import home_moving
 from metadata_service.records import encode
 from metadata_service.seeding import seed
 from metadata_service.store.clock import Backoff, boottime
@@ -38,9 +40,11 @@ CAMPAIGN = 1.5  # seconds between two attempts to become the active one
 Runner = Callable[[Member, OperationRecord, Unchanged], Awaitable[None]]
 """Carries an operation on from its recorded step until it rests; every commit carries the condition given."""
 
+RUNNERS: dict[str, Runner] = {home_moving.KIND: run_home_move}
+
 
 class Controller:
-    """Campaigns, and while elected does the duties. `operations`: runners by kind of operation."""
+    """Campaigns, and while elected does the duties. `operations`: further runners by kind of operation."""
 
     def __init__(
         self,
@@ -59,7 +63,7 @@ class Controller:
         self._settings = settings
         self._ttl = ttl
         self._pace = pace
-        self._runners = operations or {}
+        self._runners = RUNNERS | dict(operations or {})
         self._running: set[str] = set()
         self._unknown: set[str] = set()
 

@@ -49,6 +49,8 @@ async def plan_home(member: Member, name: str, cluster: str) -> Plan:
     """
     view = member.view
     record = view.groups[name]
+    if record.move is not None:
+        raise CannotDecide(f"its home is being moved to {record.move.to}: kfed operations {record.move.operation}")
     active = [one for one, known in view.clusters.items() if known.record.state == "active"]
     if cluster not in active:
         raise CannotDecide(f"there is no cluster {cluster!r}")

@@ -272,6 +272,8 @@ class WorkerFederation:
         home = await self.transaction_writes(transactional_id, group_home)
         if home != group_home and not await self._group_exists(group_home, group):
             record = self._following.view.groups.get(group)
+            if record is not None and record.move is not None:
+                return home
             moved = homes.elsewhere(record or HomeRecord(name=group, cluster=home), home)
             await self._record(GROUP_HOMES + group, lambda now: moved if now == record or now is None else now)
         return home
@@ -282,6 +284,12 @@ class WorkerFederation:
             settled = await settle(self._store, GROUP_HOMES + group, HomeRecord, lambda now: None)
             if settled.changed:
                 await self._following.reached(settled.revision)
+
+    async def home_changed(self, group: str, known: HomeRecord, timeout: float) -> None:
+        """Returns when the view has another record of the group than `known`, or after `timeout` seconds."""
+        with trio.move_on_after(timeout):
+            while (view := self._following.view).groups.get(group) == known:
+                await self._following.changed(view)
 
     # -- stubs ----------------------------------------------------------------------------------------------------
 

@@ -82,6 +82,7 @@ class Homekeeping:
     ) -> None:
         turned = homes.by_name(listed)
         left = CHANGES_AT_ONCE
+        known = {name: record for name, record in known.items() if record.move is None}
         for name, record in known.items():
             wanted = homes.review(record, turned.get(name, {}), listed)
             if wanted != record and left:

@@ -120,6 +120,19 @@ class TopicRecord(_Record, frozen=True):
         return len(self.timeline) - 1
 
 
+class HomeMove(_Record, frozen=True):
+    """A group's home on its way from `source` to `to`.
+
+    `gathering`: members commit at `source` and leave it. `closed`: no worker that knows passes anything of the group
+    on, to either. `moved`: `to` is the home, what `source` had is being deleted.
+    """
+
+    operation: str
+    source: str
+    to: str
+    state: Literal["gathering", "closed", "moved"] = "gathering"
+
+
 class HomeRecord(_Record, frozen=True):
     """The cluster that coordinates a group or a transactional id.
 
@@ -127,6 +140,7 @@ class HomeRecord(_Record, frozen=True):
     `carry` names other clusters whose commits still count, for topics that come from there and have no commit at the
     home (see `carrying`). `conflict` names those where the group is as well, and which do not count: shown, and left
     to the operator. `unasked` names those that were away when the home was decided: what they may have counts too.
+    `move`: the home is being moved; nobody but that operation changes the record.
     """
 
     name: str
@@ -135,6 +149,7 @@ class HomeRecord(_Record, frozen=True):
     conflict: tuple[str, ...] = ()
     carry: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
+    move: HomeMove | None = None
 
 
 class StubRecord(_Record, frozen=True):

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 from kafka_wire.codec import Message
+from metadata_service.models import HomeRecord
 from metadata_service.view import View
 
 
@@ -85,6 +86,9 @@ class Federation(Protocol):
     async def groups_deleted(self, groups: Iterable[str]) -> None:
         """Forget the homes of deleted groups."""
 
+    async def home_changed(self, group: str, known: HomeRecord, timeout: float) -> None:
+        """Returns when the view has another record of the group than `known`, or after `timeout` seconds."""
+
     def refresh(self, cluster: str) -> None:
         """The cluster's metadata has changed (a NOT_LEADER passed by, a topic was created): read it again soon."""
 
@@ -105,6 +109,10 @@ class Call(Protocol):
 
     def latest(self) -> View:
         """The newest view (after a decision of `federation` was awaited)."""
+
+    def unbind(self) -> None:
+        """From here on nothing is judged by `view`: nobody who waits until an older revision is out of use need wait
+        for this request. For those that rest at a broker for long; their handlers look at `latest` afterwards."""
 
     async def principal(self) -> str:
         """Who this connection is, as `"User:alice"`: asked of the broker the first time (never guessed)."""

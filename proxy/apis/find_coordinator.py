@@ -15,6 +15,7 @@ from metadata_service.failures import DecisionFailed
 from metadata_service.store.contract import StoreError
 from metadata_service.view import View
 from proxy.apis.contract import Call, ClusterAway, Handler, Refused
+from proxy.apis.gathering import NOWHERE
 from proxy.apis.homes import group_home, transaction_home
 from proxy.apis.mapping import clean_text, endpoint
 
@@ -60,7 +61,11 @@ async def _find(call: Call, kind: int, keys: list[str]) -> list[Message]:
     out: dict[str, Message] = {}
     for key in dict.fromkeys(keys):
         try:
-            homes.setdefault(await _home(call, kind, key), []).append(key)
+            home = await _home(call, kind, key)
+            if home == NOWHERE:
+                out[key] = _failed(key, ERROR.COORDINATOR_NOT_AVAILABLE, "its home is being moved")
+                continue
+            homes.setdefault(home, []).append(key)
         except (DecisionFailed, StoreError) as error:
             reason = clean_text(call.view, "-", str(error))
             out[key] = _failed(key, ERROR.COORDINATOR_NOT_AVAILABLE, f"its home cannot be decided now: {reason}")

@@ -56,15 +56,26 @@ async def offset_commit(call: Call, version: int, request: Message) -> Message:
     by_id = version >= IDS_FROM
     view, known, unknown = await prepared(call, request["topics"], by_id)
     if not unknown:
-        return await forward(call, view, COMMIT, to_physical_ids(view, call.cluster, COMMIT, version, request))
+        answer = await forward(call, view, COMMIT, to_physical_ids(view, call.cluster, COMMIT, version, request))
+        return _of_member(request, answer)
     code = ERROR.UNKNOWN_TOPIC_ID if by_id else ERROR.UNKNOWN_TOPIC_OR_PARTITION
     response = refusal(COMMIT, version, {"topics": unknown}, code)
     if known:
         asked = to_physical_ids(view, call.cluster, COMMIT, version, {**request, "topics": known})
-        committed = await forward(call, view, COMMIT, asked)
+        committed = _of_member(request, await forward(call, view, COMMIT, asked))
         field = "topic_id" if by_id else "name"
         committed["topics"] = in_order(request["topics"], field, committed["topics"], response["topics"])
         return committed
+    return response
+
+
+def _of_member(request: Message, response: Message) -> Message:
+    """A member of a former home is unknown here, also where the whole group is: clients do not expect that."""
+    if request["member_id"]:
+        for topic in response["topics"]:
+            for one in topic["partitions"]:
+                if one["error_code"] == ERROR.GROUP_ID_NOT_FOUND:
+                    one["error_code"] = ERROR.UNKNOWN_MEMBER_ID
     return response
 
 

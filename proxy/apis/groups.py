@@ -5,8 +5,9 @@ ListGroups 16 (0-5), DeleteGroups 42 (0-2), ConsumerGroupHeartbeat 68 (0-1), Con
 
 All go to the group's home. Before a member joins, the topics it names that live elsewhere get their stubs. Regular
 expressions of KIP-848 are resolved here as soon as there are several clusters: a coordinator would match the topics
-of its own cluster only. ListGroups tells what this broker coordinates, as with a plain broker, without groups that
-are at home elsewhere; clients ask every broker and add up.
+of its own cluster only. While a group's home is moved, its members hear of it here (gathering.py). ListGroups tells
+what this broker coordinates, as with a plain broker, without groups that are at home elsewhere; clients ask every
+broker and add up.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Iterable
 
 from kafka_wire.codec import DecodeError, Message, decode_named
 from kafka_wire.errors import ERROR
-from proxy.apis import subscriptions
+from proxy.apis import gathering, subscriptions
 from proxy.apis.carried import delete_group, sources
-from proxy.apis.contract import Call, Handler
+from proxy.apis.contract import Call, Handler, Refused
 from proxy.apis.homes import require_group, split_by_home, stubs
 from proxy.apis.mapping import forward, to_physical_ids
 from proxy.apis.permissions import READ
@@ -47,11 +48,36 @@ def subscribed_topics(protocols: Iterable[Message]) -> list[str]:
 
 
 async def join_group(call: Call, version: int, request: Message) -> Message:
-    await require_group(call, request["group_id"], READ)
+    group = request["group_id"]
+    await require_group(call, group, READ)
+    if (moving := gathering.gathering(call.latest(), group)) is not None:
+        return await gathering.join(call, request, moving)
     view = call.view
     if request["protocol_type"] == "consumer":
         view = await stubs(call, subscribed_topics(request["protocols"]))
-    return await forward(call, view, JOIN, request)
+    call.unbind()
+    return _looked_again(call, group, await forward(call, view, JOIN, request))
+
+
+async def sync_group(call: Call, version: int, request: Message) -> Message:
+    await require_group(call, request["group_id"])
+    call.unbind()
+    return _looked_again(call, request["group_id"], await forward(call, call.view, SYNC, request))
+
+
+def _looked_again(call: Call, group: str, response: Message) -> Message:
+    """An answer that may have taken as long as a rebalance. Raises Refused, where the home has moved meanwhile."""
+    if gathering.must_look_again(call, group):
+        raise Refused(ERROR.NOT_COORDINATOR)
+    return response
+
+
+async def heartbeat(call: Call, version: int, request: Message) -> Message:
+    await require_group(call, request["group_id"])
+    response = await forward(call, call.view, HEARTBEAT, request)
+    if not response["error_code"] and gathering.gathering(call.latest(), request["group_id"]) is not None:
+        response["error_code"] = ERROR.REBALANCE_IN_PROGRESS
+    return response
 
 
 def _at_home(key: int) -> Handler:
@@ -94,19 +120,23 @@ async def delete_groups(call: Call, version: int, request: Message) -> Message:
 async def consumer_heartbeat(call: Call, version: int, request: Message) -> Message:
     group = request["group_id"]
     await require_group(call, group, READ)
+    if (moving := gathering.gathering(call.latest(), group)) is not None:
+        return await gathering.consumer_heartbeat(call, version, request, moving)
     subscription = await subscriptions.follow(call, version, request)
     view = await stubs(call, subscription.names) if subscription.names else call.view
     asked = to_physical_ids(view, call.cluster, CONSUMER_HEARTBEAT, version, subscription.request)
     response = await forward(call, view, CONSUMER_HEARTBEAT, asked)
+    if response["error_code"] == ERROR.GROUP_ID_NOT_FOUND:
+        response["error_code"] = ERROR.UNKNOWN_MEMBER_ID  # its members come from a former home; 69 would end them
     subscriptions.answered(subscription, response)
     return response
 
 
 HANDLERS: dict[int, Handler] = {
     JOIN: join_group,
-    HEARTBEAT: _at_home(HEARTBEAT),
+    HEARTBEAT: heartbeat,
     LEAVE: _at_home(LEAVE),
-    SYNC: _at_home(SYNC),
+    SYNC: sync_group,
     DESCRIBE: split_by_home(DESCRIBE, "groups", "groups", "group_id"),
     LIST: list_groups,
     DELETE: delete_groups,

@@ -16,6 +16,7 @@ from metadata_service.failures import StubRefused
 from metadata_service.models import OWN_TRANSACTIONS, is_internal
 from metadata_service.view import View
 from proxy.apis.contract import Call, Handler, Refused
+from proxy.apis.gathering import settled_home
 from proxy.apis.mapping import clean_text, forward
 from proxy.apis.metadata import find, valid_name
 from proxy.apis.permissions import (
@@ -42,13 +43,14 @@ def _first_use(call: Call, resource: int, name: str, operation: int | None) -> C
 
 async def group_home(call: Call, group: str, uses: int | None = None) -> str:
     """The home of a group: from the view, else decided now, and recorded where the group is used (`uses`: the
-    operation, READ for a member). Raises DecisionFailed, StoreError.
+    operation, READ for a member). While it is moved it is waited for, and NOWHERE for a while. Raises DecisionFailed,
+    StoreError.
 
     For whom no cluster would describe it nothing is decided: the broker that was asked refuses.
     """
     known = call.view.groups.get(group)
     if known is not None:
-        return known.cluster
+        return known.cluster if known.move is None else await settled_home(call, known)
     if not await may_be_somewhere(call, GROUP, group):
         return call.cluster
     return await call.federation.group_home(group, _first_use(call, GROUP, group, uses))

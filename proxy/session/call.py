@@ -40,6 +40,9 @@ class SessionCall:
     def latest(self) -> View:
         return self._session.around.view()
 
+    def unbind(self) -> None:
+        self._session.handling = None
+
     def address(self, cluster: str, broker: int) -> tuple[str, int] | None:
         return self._session.around.address(self.listener, cluster, broker)
 
