@@ -399,7 +399,7 @@ async def begin(member: Member, facts: Facts, wish: Wish, by: str) -> Plan:
         if done or plan.all_problems() or not plan.moves:
             plan.moves, plan.applied = [*begun, *plan.moves], bool(begun or new)
             ids = {one.id for one in plan.moves if one.id}
-            await member.following.wait_for(lambda view: ids <= view.migrations.keys())
+            await member.following.wait_for(lambda view, ids=ids: ids <= view.migrations.keys())  # type: ignore[misc]
             return plan
         begun += new
         if new:  # the others are judged again, as they are now

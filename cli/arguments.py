@@ -65,9 +65,28 @@ def parser() -> argparse.ArgumentParser:
     remove = actions.add_parser("remove", help="copy topics no longer; a plan without --apply")
     _mirror(remove)
     remove.add_argument("--delete-copy", action="store_true", help="delete the targets' topics, with their records")
-    command("proxies", "the proxy workers, what they hold and what they have acknowledged")
+    proxies = command("proxies", "the proxy workers, what they hold and what they have acknowledged")
+    proxies.add_argument(
+        "--dead",
+        metavar="PROCESS",
+        help="state that a process (INSTANCE/ROLE-WORKER, as kfed doctor names it) is dead and will never wake up, so "
+        "that no move waits for it; a plan without --apply",
+    )
+    _migrate(
+        command(
+            "migrate",
+            "move topics to another cluster while they are in use; a plan without --apply",
+            more="With --wait it shows how far it is, and returns when clients are served by the new cluster.",
+        )
+    )
     operations = command("operations", "operations, running and past, or one of them in detail")
-    operations.add_argument("id", metavar="ID", nargs="?", help="an operation")
+    operations.add_argument(
+        "id", metavar="ID", nargs="?", help="an operation; with --wait: how far it is, until it is done"
+    )
+    change = operations.add_mutually_exclusive_group()
+    change.add_argument("--pause", action="store_true", help="let it rest where clients notice nothing; at once")
+    change.add_argument("--resume", action="store_true", help="let it go on; at once")
+    change.add_argument("--abort", action="store_true", help="give it up, as long as the old cluster serves; at once")
     command("history", "who changed what, when, and what came of it")
 
     config = command("config", "compare the configuration file with the store, apply it, or check it alone")
@@ -120,7 +139,47 @@ def common(into: argparse.ArgumentParser) -> None:
     into.add_argument("--token-file", metavar="FILE", help="holds the admin API's token (default: as configured)")
     into.add_argument("--json", action="store_true", help="print one JSON document")
     into.add_argument("--apply", action="store_true", help="do it; without, a command that changes prints its plan")
-    into.add_argument("--wait", action="store_true", help="return when it is done (all commands of this release do)")
+    into.add_argument(
+        "--wait",
+        action="store_true",
+        help="return when it is done, where a command does not anyway (migrate, operations ID)",
+    )
+
+
+def _migrate(into: argparse.ArgumentParser) -> None:
+    into.add_argument(
+        "topics", metavar="TOPIC", nargs="+", help="a name, or a regular expression for whole names ('orders.*')"
+    )
+    into.add_argument("--to", dest="target", metavar="CLUSTER", help="where to; needed unless --rollback")
+    into.add_argument("--rollback", action="store_true", help="back to the cluster that each topic came from")
+    into.add_argument("--drain-wait", metavar="SECONDS", type=float, help="how long open transactions have to end (60)")
+    into.add_argument(
+        "--abort-transactions",
+        action="store_true",
+        help="abort those that do not end in time: their producers get error 120",
+    )
+    into.add_argument(
+        "--max-lag", metavar="RECORDS", type=int, help="how much each topic may lack when writes are held (1000)"
+    )
+    into.add_argument(
+        "--budget",
+        metavar="SECONDS",
+        type=float,
+        help="how long writes may be held before they go on where they were (3)",
+    )
+    into.add_argument(
+        "--redirect", metavar="SECONDS", type=float, help="how long producers have to follow by themselves (600)"
+    )
+    into.add_argument(
+        "--close-out-bypass",
+        action="store_true",
+        help="also where producers write past the endpoint: they are refused then, with acks=0 silently",
+    )
+    into.add_argument(
+        "--leave-ids",
+        action="store_true",
+        help="also where a transactional id that writes these topics writes others, which stay: it is refused there",
+    )
 
 
 def _mirror(into: argparse.ArgumentParser) -> None:

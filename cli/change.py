@@ -23,7 +23,9 @@ MIRROR_PAUSE = 0.5
 
 
 def run(options: argparse.Namespace) -> int:
-    """`config ...`, `store ...`, `mirror ...` and `groups NAME --home CLUSTER`."""
+    """`config ...`, `store ...`, `mirror ...`, `groups NAME --home CLUSTER` and `proxies --dead PROCESS`."""
+    if options.command == "proxies":
+        return _dead(options)
     if options.command == "groups":
         return _group_home(options)
     if options.command == "mirror":
@@ -69,6 +71,21 @@ def _group_home(options: argparse.Namespace) -> int:
         output.document(result)
     else:
         tables.home(result)
+    return DONE
+
+
+def _dead(options: argparse.Namespace) -> int:
+    path = f"processes/{urllib.parse.quote(options.dead, safe='')}/dead"
+    result = ask(options, path, "POST", {"apply": options.apply})
+    if options.json:
+        output.document(result)
+    else:
+        output.fields((key, output.when(value) if key == "started" else value) for key, value in result.items())
+        if not result["applied"]:
+            print(
+                "\nNothing was changed; do it with --apply, if this process is certainly dead: one that sleeps may wake"
+            )
+            print("up, and change what it was told to change then.")
     return DONE
 
 

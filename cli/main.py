@@ -24,10 +24,14 @@ def _command(options: argparse.Namespace) -> int:
         from cli import show
 
         return show.version(options)
-    if options.command in ("config", "store", "mirror") or getattr(options, "home", None) is not None:
+    if options.command in ("config", "store", "mirror") or _changes(options):
         from cli import change
 
         return change.run(options)
+    if options.command == "migrate" or _about_operation(options):
+        from cli import migrate
+
+        return migrate.run(options)
     if options.command == "verify":
         from cli import verify
 
@@ -37,6 +41,14 @@ def _command(options: argparse.Namespace) -> int:
     if options.command == "offsets":
         return show.offset(options)
     return show.run(options)
+
+
+def _changes(options: argparse.Namespace) -> bool:
+    return any(getattr(options, one, None) is not None for one in ("home", "dead"))
+
+
+def _about_operation(options: argparse.Namespace) -> bool:
+    return options.command == "operations" and any((options.wait, options.pause, options.resume, options.abort))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

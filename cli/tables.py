@@ -14,6 +14,16 @@ def _ports(row: Row) -> str:
     return text([port for port in row["ports"].values() if port is not None])
 
 
+def _firsts(first: Mapping[str, int]) -> str | None:
+    """Where an epoch begins, by partition."""
+    shown = [f"{number}: {offset}" for number, offset in sorted(first.items(), key=lambda one: int(one[0]))]
+    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") if shown else None
+
+
+def few(names: list[str]) -> str:
+    return text(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def _seconds(value: object) -> str:
     return f"{value:.1f} s" if isinstance(value, int | float) else "-"
 
@@ -53,7 +63,12 @@ PARTITIONS: tuple[Column, ...] = (
     ("replicas", "replicas"),
     ("in sync", "isr"),
 )
-TIMELINE: tuple[Column, ...] = (("epoch", "epoch"), ("cluster", "cluster"), ("topic id", "topic_id"))
+TIMELINE: tuple[Column, ...] = (
+    ("epoch", "epoch"),
+    ("cluster", "cluster"),
+    ("topic id", "topic_id"),
+    ("from offset", lambda row: _firsts(row["first_offsets"])),
+)
 GROUPS: tuple[Column, ...] = (
     ("group", "name"),
     ("home", "home"),
@@ -83,6 +98,9 @@ OPERATIONS: tuple[Column, ...] = (
     ("kind", "kind"),
     ("state", "state"),
     ("step", "step"),
+    ("from", "source"),
+    ("to", "target"),
+    ("topics", lambda row: few(row.get("topics", []))),
     ("started", lambda row: when(row["started"])),
     ("by", "by"),
 )
@@ -115,9 +133,9 @@ MIRRORS: tuple[Column, ...] = (
     ("mode", "mode"),
     ("condition", "condition"),
     ("lag", "lag.records"),
-    ("lag bytes", lambda row: _size(row["lag"]["bytes"])),
+    ("lag bytes", lambda row: size(row["lag"]["bytes"])),
     ("lag seconds", "lag.seconds"),
-    ("rate", lambda row: _rate(row["rate"])),
+    ("rate", lambda row: speed(row["rate"])),
     ("worker", "workers"),
     ("made by", lambda row: None if row["made_by"] == "operator" else row["made_by"]),
     ("problems", "problems"),
@@ -129,7 +147,7 @@ MIRROR_PARTITIONS: tuple[Column, ...] = (
     ("position", "position"),
     ("end", "end"),
     ("lag", "lag.records"),
-    ("lag bytes", lambda row: _size(row["lag"]["bytes"])),
+    ("lag bytes", lambda row: size(row["lag"]["bytes"])),
     ("lag seconds", "lag.seconds"),
     ("foreign", lambda row: row["foreign"] or None),
     ("overtaken", lambda row: row["overtaken"] or None),
@@ -178,7 +196,7 @@ def mirror_plan(document: Document) -> None:
         table((("setting", "setting"), ("value", "value")), [{"setting": name, "value": one} for name, one in settings])
     rates = [one for one in document.get("links", []) if one["rate"]["from"] != one["rate"]["to"]]
     for one in rates:
-        before, after = (_rate(value) or "no limit" for value in (one["rate"]["from"], one["rate"]["to"]))
+        before, after = (speed(value) or "no limit" for value in (one["rate"]["from"], one["rate"]["to"]))
         print(f"\nrate of {one['source']} -> {one['target']}: {before} becomes {after}")
     if document["problems"]:
         print("\nNothing is done, because of this:")
@@ -192,7 +210,7 @@ def mirror_plan(document: Document) -> None:
         print("\nDone." if document["applied"] else "\nNothing was changed; do it with --apply.")
 
 
-def _size(value: object) -> str | None:
+def size(value: object) -> str | None:
     """Bytes as people read them."""
     if not isinstance(value, int | float):
         return None
@@ -204,8 +222,8 @@ def _size(value: object) -> str | None:
     return f"{size:.1f} TB"
 
 
-def _rate(value: object) -> str | None:
-    return f"{_size(value)}/s" if isinstance(value, int | float) and value else None
+def speed(value: object) -> str | None:
+    return f"{size(value)}/s" if isinstance(value, int | float) and value else None
 
 
 def _leaves(key: str, action: str, before: object, after: object) -> Iterator[Row]:
@@ -341,7 +359,13 @@ def _mirrors_line(mirrors: Mapping[str, Any]) -> str:
 
 
 def _operation(document: Document) -> None:
-    fields([(key, when(value) if key == "started" else value) for key, value in document.items()])
+    from cli import moves
+
+    if document.get("migration") is not None:
+        moves.operation(document)
+        return
+    shown = [(key, value) for key, value in document.items() if key != "migration"]
+    fields([(key, when(value) if key == "started" else value) for key, value in shown])
 
 
 def _listed(key: str, columns: tuple[Column, ...], empty: str, fold: bool = False) -> Callable[[Document], None]:

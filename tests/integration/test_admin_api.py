@@ -97,6 +97,15 @@ class FakeOffice:
     async def store_import(self, exported: Mapping[str, object], by: str) -> Document:
         return {"applied": True}
 
+    async def operation_change(self, identifier: str, action: str, by: str) -> Document:
+        return {"id": identifier, "wanted": action}
+
+    async def migrate(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        return {"migrations": [], "problems": [], "left_out": [], "applied": apply}
+
+    async def process_dead(self, name: str, apply: bool, by: str) -> Document:
+        return {"process": name, "applied": apply}
+
     async def mirrors(self, topic: str | None = None) -> Document:
         return {"mirrors": [], "topic": topic}
 

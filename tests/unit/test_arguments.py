@@ -78,7 +78,10 @@ def test_a_name_that_looks_like_an_option() -> None:
     [
         "",
         "nonsense",
-        "migrate x --to west",
+        "migrate --to west",
+        "migrate x",
+        "operations --pause",
+        "operations x --pause --resume",
         "topics a b",
         "config",
         "config nonsense",
