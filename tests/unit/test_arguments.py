@@ -79,8 +79,6 @@ def test_a_name_that_looks_like_an_option() -> None:
         "",
         "nonsense",
         "migrate --to west",
-        "migrate x",
-        "operations --pause",
         "operations x --pause --resume",
         "topics a b",
         "config",
