@@ -343,9 +343,14 @@ class PartitionReport(_Record, frozen=True):
 
 
 class ReportRecord(_Record, frozen=True):
-    """What one worker says about one mirror (Unix seconds); written every few seconds, bound to its lease."""
+    """What one worker says about one mirror (Unix seconds); written every few seconds, bound to its lease.
+
+    `operation`, `generation`: of the mirror's record by which it was written; with others it is of an earlier mirror.
+    """
 
     at: float
+    operation: str | None = None
+    generation: int = 0
     partitions: dict[int, PartitionReport] = {}
     rate: float = 0.0  # bytes a second, of late
     problems: tuple[str, ...] = ()  # what keeps it from beginning, or has come since

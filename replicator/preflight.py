@@ -124,12 +124,17 @@ def problems(
     return out
 
 
-def creation(source: Mapping[str, str | None], changed: set[str], *, max_message: int | None = None) -> dict[str, str]:
+def creation(
+    source: Mapping[str, str | None], changed: set[str], *, max_message: int | None = None, replicas: int = 1
+) -> dict[str, str]:
     """The configuration to create a ship's target with: what is followed, where the source `changed` it, and SHIPPING.
 
-    `max_message` is the source's own limit where the topic is closed at the moment.
+    `max_message` is the source's own limit where the topic is closed at the moment. `replicas` bounds what its
+    min.insync.replicas can mean, on both sides.
     """
     out = {name: value for name in FOLLOWED if name in changed and (value := source.get(name)) is not None}
+    if (floor := min(_number(source, "min.insync.replicas", 1), replicas)) > 1:
+        out["min.insync.replicas"] = str(floor)
     size = max_message if max_message is not None else _number(source, "max.message.bytes", DEFAULT_MAX_MESSAGE)
     return {**out, **SHIPPING, "max.message.bytes": str(max(size, DEFAULT_MAX_MESSAGE))}
 
@@ -139,6 +144,11 @@ def joining(source: Mapping[str, str | None], changed: set[str]) -> dict[str, st
     that takes."""
     names = {*FOLLOWED, *SHIPPING, "max.message.bytes", "min.insync.replicas"} & changed
     return {name: value for name in sorted(names) if (value := source.get(name)) is not None}
+
+
+def shipping_drift(target: Mapping[str, str | None]) -> dict[str, str | None]:
+    """What to alter on a target that has served, so that it takes what is shipped."""
+    return {name: value for name, value in SHIPPING.items() if target.get(name, value) != value}
 
 
 def drift(source: Mapping[str, str | None], target: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -20,7 +20,7 @@ from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from kafka_wire.records import values_batch
 from metadata_service.operations.gates import CLOSED
-from replicator.preflight import FOREVER, Problem, creation, drift, joining, problems
+from replicator.preflight import FOREVER, SHIPPING, Problem, creation, drift, joining, problems, shipping_drift
 from replicator.wire import ACKS_ALL, PRODUCE
 
 CREATE_TOPICS, DESCRIBE_CONFIGS, CREATE_PARTITIONS, ALTER_CONFIGS = 19, 32, 37, 44
@@ -77,6 +77,10 @@ class NoSource(Refused):
     """The source has no such topic."""
 
 
+class StillClosed(Refused):
+    """The target is closed, and a migration that names the topic has not had it opened yet."""
+
+
 async def configs(client: ClusterClient, topic: str) -> Configs:
     """Raises Refused (3: no such topic), and as `ClusterClient.call`."""
     message = {"resources": [{"resource_type": TOPIC, "resource_name": topic, "configuration_keys": None}]}
@@ -101,11 +105,13 @@ async def judge(
     ship: bool,
     max_message: int | None = None,
     trial: bool = False,
+    moving: bool = False,
 ) -> Judged:
     """What a mirror of `topic` would do to its target, and what keeps it from beginning.
 
     Only in a ship, whose target is nobody else's, is an existing topic altered. `max_message` is the source's own limit
-    where it is closed. `trial`: the target's cluster is asked whether it would create the topic.
+    where it is closed. `trial`: the target's cluster is asked whether it would create the topic. `moving`: a migration
+    names the topic, and what closing sets is set by that alone; what else a former copy served with is put right here.
 
     Raises:
         NoSource: the source has no such topic. Refused: a cluster refuses to tell, or (`trial`) to create it.
@@ -117,7 +123,9 @@ async def judge(
     wanted = await configs(source, topic)
     limit = {"max.message.bytes": str(max_message)} if max_message is not None else {}
     changed = set(wanted.changed)
-    new = creation(wanted.values, changed, max_message=max_message) if ship else joining(wanted.values, changed)
+    replicas = min(len(source.brokers), len(target.brokers))
+    shipped = creation(wanted.values, changed, max_message=max_message, replicas=replicas)
+    new = shipped if ship else joining(wanted.values, changed)
     ours = (await describe(target, [topic])).get(topic)
     if ours is None:
         values = await _trial(target, topic, count, new) if trial else None
@@ -130,6 +138,9 @@ async def judge(
     alter: Mapping[str, str | None] = {}
     if ship:
         alter = {**drift(wanted.values, have.values), **(new if reopen else {})}
+        if moving:
+            alter = {**alter, **shipping_drift(have.values)}
+            alter = {name: value for name, value in alter.items() if name not in CLOSED}
     found = []
     expand = count if len(ours.partitions) < count else None
     if len(ours.partitions) > count and ship:
@@ -195,17 +206,23 @@ async def prepare(
     ship: bool,
     max_message: int | None = None,
     follow: bool = True,
+    moving: bool = False,
 ) -> Prepared:
     """Make the target fit: create it, add partitions, alter what is followed; then judge it. Idempotent.
 
     Without `follow` the configuration of a target that has records is left as it is: it is not known yet whether they
-    are of this very source.
+    are of this very source. `moving`: a migration names the topic, so nobody opens a closed target but that.
 
     Raises:
-        NoSource: the source has no such topic. Refused: a cluster refuses.
+        NoSource: the source has no such topic. StillClosed. Refused: a cluster refuses.
     """
-    judged = await judge(source, target, topic, ship=ship, max_message=max_message)
+    judged = await judge(source, target, topic, ship=ship, max_message=max_message, moving=moving)
+    if judged.reopen and moving:
+        why = "closed; the operation that moves the topic has it opened"
+        raise StillClosed(f"{target.name}: {topic!r}", ERROR.POLICY_VIOLATION, why)
     altered = judged.alter if follow or judged.reopen else {}
+    if moving and not altered:
+        altered = {name: value for name, value in judged.alter.items() if name in SHIPPING}
     if judged.create is not None:
         request = _creation_request(topic, judged.partitions, judged.create, False)
         one = (await target.call(CREATE_TOPICS, request, retry=True))["topics"][0]
@@ -225,7 +242,7 @@ async def prepare(
         await _open(target, topic)
     if judged.create is not None or judged.expand is not None:
         created = judged.create is not None
-        judged = await judge(source, target, topic, ship=ship, max_message=max_message)
+        judged = await judge(source, target, topic, ship=ship, max_message=max_message, moving=moving)
         if judged.alter and created:  # the clusters' defaults differ
             await alter(target, topic, judged.alter)
             altered = {**altered, **judged.alter}

@@ -21,6 +21,7 @@ from runtime import logging
 log = logging.get(__name__)
 
 EVERY = 2.0  # seconds
+SOON = 0.3  # seconds, for mirrors of an operation, which waits until they are near enough
 COMMIT_BYTES = 512 << 10
 COMMIT_KEYS = 64
 REPORTED = 3000  # partitions in a report: it has to fit into one commit
@@ -43,7 +44,12 @@ def partition_report(status: Status, now: float) -> PartitionReport:
 
 
 def report(
-    progress: Progress, statuses: Mapping[int, Status], rate: float, now: float, missing: bool = False
+    progress: Progress,
+    statuses: Mapping[int, Status],
+    rate: float,
+    now: float,
+    missing: bool = False,
+    operation: str | None = None,
 ) -> ReportRecord:
     """What is said of a mirror. `rate`: bytes a second; `now`: Unix seconds; `missing`: its source has no topic."""
     numbers = sorted(statuses)
@@ -57,6 +63,8 @@ def report(
         partitions = {0: gone}
     return ReportRecord(
         at=now,
+        operation=operation,
+        generation=progress.mirror.generation,
         partitions=partitions,
         rate=round(rate, 1),
         problems=tuple(str(one) for one in progress.problems),
@@ -78,19 +86,29 @@ class Reporting:
 
     async def run(self) -> None:
         """Until cancelled."""
+        all_at = trio.current_time() + EVERY
         while True:
-            await trio.sleep(EVERY)
+            await trio.sleep(SOON)
+            every = trio.current_time() >= all_at
+            if every:
+                all_at = trio.current_time() + EVERY
             if not self._written and not self._replicator.mirrors:
                 continue
             try:
-                await self._write()
-                await self._note_targets()
+                if every or any(self._operation(one) is not None for one in self._replicator.mirrors):
+                    await self._write(every)
+                    await self._note_targets(every)
             except StoreReplaced:
                 raise
             except (StoreError, DecisionFailed) as error:
                 log.debug("mirrors could not be reported", error=str(error))
 
-    def _reports(self) -> dict[Mirror, ReportRecord]:
+    def _operation(self, mirror: Mirror) -> str | None:
+        """Of its record, if that is still of this copy."""
+        record = self._member.view.mirrors.get((mirror.target, mirror.topic, mirror.source))
+        return record.operation if record is not None and record.generation == mirror.generation else None
+
+    def _reports(self, every: bool) -> dict[Mirror, ReportRecord]:
         statuses: dict[Mirror, dict[int, Status]] = {}
         for mirror, number, status in self._replicator.statuses():
             statuses.setdefault(mirror, {})[number] = status
@@ -98,26 +116,29 @@ class Reporting:
         out: dict[Mirror, ReportRecord] = {}
         sums: dict[Mirror, tuple[float, int]] = {}
         for mirror, progress in self._replicator.mirrors.items():
+            operation = self._operation(mirror)
+            if not every and operation is None:
+                continue
             mine = statuses.get(mirror, {})
             copied = sum(one.bytes for one in mine.values())
             since, before = self._bytes.get(mirror, (moment, copied))
             sums[mirror] = moment, copied
             rate = max(copied - before, 0) / (moment - since) if moment > since else 0.0
-            out[mirror] = report(progress, mine, rate, now, self._replicator.missing(progress))
-        self._bytes = sums
+            out[mirror] = report(progress, mine, rate, now, self._replicator.missing(progress), operation)
+        self._bytes = sums if every else self._bytes | sums
         return out
 
-    async def _write(self) -> None:
+    async def _write(self, every: bool) -> None:
         lease = self._sharing.lease
         if not self._sharing.allowed():
             return
         if lease != self._lease:
             self._written.clear()  # what was written went with the lease
             self._lease = lease
-        found = self._reports()
+        found = self._reports(every)
         steps: list[tuple[Mirror, ReportRecord | None, Operation]] = []
         me = self._sharing.me
-        for mirror in self._written.keys() - found.keys():
+        for mirror in self._written.keys() - (found.keys() if every else self._replicator.mirrors.keys()):
             key = report_key(*me, mirror.target, mirror.topic, mirror.source)
             steps.append((mirror, None, Delete(key)))
         for mirror, one in found.items():
@@ -141,11 +162,13 @@ class Reporting:
                 else:
                     self._written[mirror] = written
 
-    async def _note_targets(self) -> None:
+    async def _note_targets(self, every: bool) -> None:
         """The ids of targets' topics, by whoever has a mirror's first unit."""
         for mirror, progress in list(self._replicator.mirrors.items()):
             record = self._member.view.mirrors.get((mirror.target, mirror.topic, mirror.source))
             if record is None or progress.target_id == _NO_ID or not progress.owns(0):
+                continue
+            if not every and record.operation is None:
                 continue
             identifier = progress.target_id.hex()
             if record.target_id == identifier:

@@ -17,6 +17,8 @@ from metadata_service.store.clock import Backoff
 from metadata_service.store.contract import StoreUnavailable
 from metadata_service.store.open import open_store
 from metadata_service.store.opened import OpenedStore
+from replicator.finishing import Finishing
+from replicator.places import ViewPlaces
 from replicator.reporting import Reporting
 from replicator.sharing import Sharing
 from replicator.worker import Replicator
@@ -94,6 +96,7 @@ class Service:
             allowed=lambda: self.sharing.allowed(),
             owner=f"{self.instance}/{self.number}",
             follow_acls=self.settings.replicator.follow_acls,
+            places=ViewPlaces(member),
         )
         self.sharing = Sharing(member, self.replicator)
         reporting = Reporting(member, self.replicator, self.sharing)
@@ -114,6 +117,7 @@ class Service:
             await nursery.start(partial(endpoint.serve, endpoint_path, paths))
         nursery.start_soon(self.replicator.run)
         nursery.start_soon(self.sharing.run)
+        nursery.start_soon(Finishing(member, self.replicator, self.sharing).run)
         nursery.start_soon(reporting.run)
         gc.collect()
         gc.freeze()

@@ -23,6 +23,7 @@ from metadata_service.models import (
     MirrorRecord,
     assignment_key,
     copier_key,
+    mirror_key,
 )
 from metadata_service.records import decode, encode
 from metadata_service.store.clock import Backoff
@@ -89,6 +90,11 @@ def units_of(view: View, known: Callable[[MirrorRecord], int]) -> dict[UnitKey, 
             key = UnitKey(record.target, record.topic, record.source, start // UNIT_SIZE)
             out[key] = Wanted(mirror, partitions)
     return out
+
+
+def _finishing(view: View, unit: UnitKey) -> bool:
+    record = view.mirrors.get((unit.target, unit.topic, unit.source))
+    return record is not None and record.state == "finishing"
 
 
 def unit_of(key: str) -> UnitKey:
@@ -231,8 +237,10 @@ class Sharing:
         self._mirrors |= {unit: one.mirror for unit, one in units.items()}
         workers = {*self._workers.values(), self.me}
         decision = decide(units.keys(), self._held(), workers, self.me)
-        if decision.give_back:
-            await self._give_back(decision.give_back)
+        # Clients wait for a unit that is finishing: it stays where it is.
+        give_back = [unit for unit in decision.give_back if unit not in units or not _finishing(view, unit)]
+        if give_back:
+            await self._give_back(give_back)
         for start in range(0, len(decision.claim), AT_ONCE):
             await self._claim(decision.claim[start : start + AT_ONCE], units)
         self._mirrors = {unit: mirror for unit, mirror in self._mirrors.items() if unit in units or unit in self.mine}
@@ -321,7 +329,12 @@ class Sharing:
 
     async def _claim(self, units: Sequence[UnitKey], wanted: Mapping[UnitKey, Wanted]) -> None:
         """Raises StoreError; whether it has happened is then found out by `_recognise`."""
-        conditions: list[Condition] = []
+        # Not by an old view: a mirror that has ended must not be begun once more.
+        following = self._member.following
+        mirrors = {unit: mirror_key(unit.target, unit.topic, unit.source) for unit in units}
+        revisions = {key: following.changed_at(key) for key in sorted(set(mirrors.values()))}
+        units = [unit for unit in units if revisions[mirrors[unit]]]
+        conditions: list[Condition] = [Unchanged(key, revision) for key, revision in revisions.items() if revision]
         puts: list[Operation] = []
         for unit in units:
             key, now = assignment_key(*unit), time.time()

@@ -18,8 +18,10 @@ import trio
 from kafka_client import ClientError, ClusterClient
 from kafka_client.cluster import backoff
 from offset_sync.table import Table
+from replicator.ending import End
 from replicator.following import Followed, Following
 from replicator.link import Assignment, Link, Mode, units
+from replicator.placed import Places, Unplaced
 from replicator.preflight import CHANGES_SILENTLY, Problem
 from replicator.prepare import NoSource, prepare
 from replicator.states import Condition, Status
@@ -89,6 +91,7 @@ class Replicator:
         rates: Mapping[tuple[str, str], float] | None = None,
         owner: str = "kfed",
         follow_acls: bool = True,
+        places: Places | None = None,
     ) -> None:
         """`allowed` says whether this process's lease holds; `tables` gives (cluster, topic, partition) tables of
         sources, where not their own journals are to tell."""
@@ -98,6 +101,8 @@ class Replicator:
         self._rates = dict(rates or {})
         self._owner = owner
         self._follow_acls = follow_acls
+        self._places: Places = places or Unplaced()
+        self._ends: dict[tuple[str, str, str], End] = {}  # by source, target, topic
         self._following = Following()
         self.links: dict[tuple[str, str], Link] = {}
         self.mirrors: dict[Mirror, Progress] = {}
@@ -173,6 +178,17 @@ class Replicator:
             self._wake.set()
         return ended
 
+    def end(self, mirror: Mirror, end: End | None) -> None:
+        """A ship ends there, as soon as it can; None: it goes on."""
+        key = mirror.source, mirror.target, mirror.topic
+        before = self._ends.pop(key, None)
+        if end is not None:
+            self._ends[key] = end
+        if before is not None:
+            before.left.set()
+        if (link := self.links.get((mirror.source, mirror.target))) is not None:
+            link.end(mirror.topic)
+
     def limit(self, source: str, target: str, rate: float | None) -> None:
         """Bytes a second that this process may copy on a link, None for no limit; from now on."""
         if rate is None:
@@ -205,7 +221,14 @@ class Replicator:
             tables = self._tables
             table = partial(tables, mirror.source) if tables is not None else None
             link = self.links[key] = Link(
-                source, target, source_table=table, allowed=self._allowed, rate=self._rates.get(key), owner=self._owner
+                source,
+                target,
+                source_table=table,
+                allowed=self._allowed,
+                rate=self._rates.get(key),
+                owner=self._owner,
+                places=self._places,
+                ending=lambda topic: self._ends.get((*key, topic)),
             )
             assert self._nursery is not None
             self._nursery.start_soon(link.run)
@@ -240,6 +263,8 @@ class Replicator:
     async def _look(self, progress: Progress) -> None:
         mirror = progress.mirror
         progress.due = False
+        if progress.running and (mirror.source, mirror.target, mirror.topic) in self._ends:
+            return  # the target is given the configuration it will serve with
         progress.looks += 1
         try:
             found = await prepare(
@@ -248,6 +273,8 @@ class Replicator:
                 mirror.topic,
                 ship=mirror.mode == "ship",
                 follow=self._certain(progress),
+                max_message=self._places.limit(mirror.topic),
+                moving=self._places.moving(mirror.topic),
             )
             link = self._link(mirror)
         except KeyError as error:
