@@ -187,7 +187,7 @@ def undisturbed(
     return [one for at, one in moments if not any(begin <= at <= end for begin, end in faulty)]
 
 
-def rebalanced(assignments: Mapping[str, Sequence[float]], since: float) -> list[str]:
-    """Readers that were assigned partitions, or lost some, after that moment."""
-    late = {reader: sum(at > since for at in moments) for reader, moments in assignments.items()}
+def rebalanced(assignments: Mapping[str, Sequence[float]], since: float, until: float) -> list[str]:
+    """Readers that were assigned partitions, or lost some, between those moments."""
+    late = {reader: sum(since < at < until for at in moments) for reader, moments in assignments.items()}
     return [f"{reader}: {count} changes of its assignment" for reader, count in late.items() if count]

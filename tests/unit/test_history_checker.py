@@ -104,4 +104,4 @@ def test_clients_are_told_nothing_but_what_is_allowed() -> None:
 def test_what_was_sent_into_a_fault_need_not_arrive() -> None:
     moments = [(at, TOLD[number]) for number, at in enumerate((0.0, 1.0, 2.0, 3.0))]
     assert undisturbed(moments, [(0.5, 1.5), (3.0, 4.0)]) == [TOLD[0], TOLD[2]]
-    assert rebalanced({"a": [0.5], "b": [0.5, 2.0]}, 1.0) == ["b: 1 changes of its assignment"]
+    assert rebalanced({"a": [0.5], "b": [0.5, 2.0, 9.0]}, 1.0, 8.0) == ["b: 1 changes of its assignment"]
