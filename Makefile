@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.stamp
 PACKAGES := kafka_wire metadata_service offset_sync replicator proxy kafka_client runtime admin cli console
 SOURCES  := $(PACKAGES) tools tests
 
-.PHONY: setup requirements kafka format check test soak bench bench-mirror bench-tables demo clean
+.PHONY: setup requirements kafka format check test soak bench bench-mirror bench-move bench-tables demo clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,9 @@ soak: kafka
 
 bench-mirror: kafka
 	$(BIN)/python -m tools.bench.mirror
+
+bench-move: kafka
+	$(BIN)/python -m tools.bench.moves
 
 bench: kafka
 	$(BIN)/python -m tools.bench
