@@ -1,4 +1,4 @@
-"""`python -m tools.bench.move_load KIND ...`: one paced client in a process of its own, and the gaps in what it was told.
+"""A paced client in a process of its own, and the gaps in what it was told: `python -m tools.bench.move_load KIND ...`.
 
 Prints `ready` once it works, and when its standard input ends one JSON document: gaps as [Unix seconds of the end,
 seconds], and for producers records whose answer took long, in the same way. Acknowledgements and arrived records are
