@@ -22,6 +22,7 @@ from metadata_service.homekeeping import Homekeeping
 from metadata_service.housekeeping import Housekeeping
 from metadata_service.inventory import Inventory
 from metadata_service.member import Member, join
+from metadata_service.migrating.service import KIND, Migrating
 from metadata_service.mirrorkeeping import Mirrorkeeping
 from metadata_service.models import CONTROLLER, ControllerRecord, OperationRecord
 from metadata_service.operations import home_moving
@@ -63,12 +64,18 @@ class Controller:
         self._settings = settings
         self._ttl = ttl
         self._pace = pace
-        self._runners = RUNNERS | dict(operations or {})
+        self.migrating = Migrating(member)
+        self._runners = RUNNERS | {KIND: self.migrating.operation} | dict(operations or {})
         self._running: set[str] = set()
         self._unknown: set[str] = set()
 
     async def run(self) -> None:
         """Until cancelled. Raises StoreReplaced, SettingsRefused."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.migrating.run)
+            await self._stand()
+
+    async def _stand(self) -> None:
         backoff = Backoff(0.2, CAMPAIGN)
         while True:
             try:
@@ -153,6 +160,7 @@ class Controller:
             nursery.start_soon(self._every, 20.0, "homes", homes.round, False)
             nursery.start_soon(self._every, 60.0, "audit", lambda: audit(member, guard), False)
             nursery.start_soon(self._every, 15.0, "inventory", self.inventory.round, False)
+            nursery.start_soon(self.migrating.lead, guard, self._pace)
             nursery.start_soon(self._every, 2.0, "operations", lambda: self._operations(nursery, guard), True)
 
     async def _every(self, seconds: float, what: str, duty: Callable[[], Awaitable[None]], eager: bool) -> None:

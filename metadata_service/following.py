@@ -119,7 +119,7 @@ class Following:
             await self.changed(known)
 
     def changed_at(self, key: str) -> int:
-        """The store revision at which a key below `view/` was last written, as the present view has it; 0: not there."""
+        """The store revision at which a key below `view/` was last written, by the present view; 0: not there."""
         return self._changed_at.get(key, 0)
 
     def age(self) -> float | None:

@@ -106,9 +106,10 @@ def reopened(record: MigrationRecord, facts: Facts) -> Decision:
         return Decision(Commit("confirm", _set(record, hold="open")))
     if facts.me not in record.reopeners:  # who is named may be dead; two may reopen
         return Decision(Commit("confirm", _set(record, reopeners=_with(record.reopeners, facts.me))))
-    if not gates.unopened(record, facts) and not facts.pending:
-        done = _set(record, hold="open", closing=False, reopeners=_without(record.reopeners, facts.me))
-        return Decision(Commit("confirm", done))
+    if not gates.unopened(record, facts):
+        # A request of which no answer can come any more must not keep writes waiting: the name alone stays.
+        left = record.reopeners if facts.pending else _without(record.reopeners, facts.me)
+        return Decision(Commit("confirm", _set(record, hold="open", closing=False, reopeners=left)))
     again = [Reopen(name, record.source, record.saved[name]) for name in sorted(record.topics)]
     return Decision(commands=(*again, Probe(record.source, tuple(parts(record)))), waits="the source is being reopened")
 
@@ -223,6 +224,8 @@ def _caught_up(record: MigrationRecord, facts: Facts, now: float) -> Decision:
         return Decision(commands=commands, waits=f"still to end: {_names(list(facts.earlier))}")
     if facts.me in facts.others:
         return Decision(commands=commands, waits="this process has something on its way for an earlier move")
+    if facts.pending:  # on another connection it might overtake what is sent during the hold
+        return Decision(commands=commands, waits="this process has something on its way")
     if set(facts.settings) < set(record.topics):
         return Decision(commands=commands, waits="the source's settings")
     topics = {name: _set(one, partitions=facts.topics[name].value.partitions) for name, one in record.topics.items()}

@@ -134,7 +134,8 @@ def test_the_budget_and_its_end() -> None:
     shut = facts(probes={("orders", 0): "closed"})
     assert advance(lifted.record, shut, 103.1).commit is None
     done = facts(probes={("orders", 0): "open"})
-    assert advance(lifted.record, but(done, pending=True), 103.1).commit is None
+    late = advance(lifted.record, but(done, pending=True), 103.1).commit  # writes do not wait for a lost answer
+    assert late is not None and (late.record.hold, late.record.reopeners) == ("open", ("me",))
     opened = advance(lifted.record, done, 103.1).commit
     assert opened is not None
     assert (opened.record.hold, opened.record.reopeners, opened.record.closing) == ("open", (), False)
@@ -142,6 +143,7 @@ def test_the_budget_and_its_end() -> None:
     assert resting is not None and resting.record.step == "caught_up"
     waiting = msgspec.structs.replace(resting.record, options=Options(retry_pause=5.0))
     assert "another attempt" in advance(waiting, facts(), 104.9).waits
+    assert "on its way" in advance(waiting, but(facts(), pending=True), 105.0).waits
     assert step(waiting, facts(), 105.0) == ("drain", "draining", "")
     tired = msgspec.structs.replace(waiting, attempt=5)
     assert step(tired, facts(), 500.0) == ("lift", "open", "failed")
