@@ -51,6 +51,9 @@ class Office(Protocol):
     async def group_home(self, name: str, cluster: str, by: str) -> Document:
         """Make it so."""
 
+    async def group_move(self, name: str, cluster: str, apply: bool, by: str) -> Document:
+        """What moving a group's home means, or with `apply` and without problems, begin it."""
+
     async def mirrors(self, topic: str | None = None) -> Document:
         """All mirrors with their partitions, or those of a topic (NotFound: it has none)."""
 

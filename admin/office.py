@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 import trio
 
-from admin import migrated, migrations, mirrored, mirrors, processes
+from admin import home_moves, migrated, migrations, mirrored, mirrors, processes
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
 from admin.core import Core
 from admin.offsets import Offsets
@@ -155,6 +155,20 @@ class FederationOffice:
             raise Unavailable(str(error)) from None
         await self._record(by, "group home", plan.document(), {"home": cluster})
         return {**plan.document(), "applied": True}
+
+    async def group_move(self, name: str, cluster: str, apply: bool, by: str) -> Document:
+        facts = await self._facts()
+        member, _ = self._open()
+        with _store_errors():
+            if not apply:
+                plan, identifier = await home_moves.plan_move(member, facts, name, cluster), None
+            else:
+                plan, identifier = await home_moves.begin_move(member, facts, name, cluster, by)
+        plan.lag = (documents.group(facts, name) or {}).get("lag")
+        document = plan.document(identifier)
+        if identifier is not None:
+            await self._record(by, "group move home", home_moves.short(document), {"operation": identifier})
+        return document
 
     async def proxies(self) -> Document:
         """The registered workers; of this instance's own also what they say themselves at this moment."""

@@ -92,6 +92,13 @@ async def _operation_change(office: Office, asked: Asked) -> Document:
     return await office.operation_change(asked.path["id"], action, asked.by)
 
 
+async def _group_move(office: Office, asked: Asked) -> Document:
+    cluster = asked.body.get("cluster")
+    if not isinstance(cluster, str):
+        raise Wrong("cluster: the name of a cluster is needed")
+    return await office.group_move(asked.path["name"], cluster, asked.flag("apply"), asked.by)
+
+
 async def _offset(office: Office, asked: Asked) -> Document:
     numbers = []
     for key in ("partition", "offset"):
@@ -153,6 +160,32 @@ ROUTES = (
             "applied": "whether the group's record was changed",
         },
         takes={"cluster": "its home; it must have members nowhere else", "apply": "true: do it"},
+        changes=True,
+    ),
+    Route(
+        "POST",
+        "/groups/{name}/move",
+        "Move a group's home to another cluster, with its commits and while it is in use, without waiting for it: "
+        "`GET /operations/{id}` says how far it is; a plan unless `apply`",
+        _group_move,
+        gives={
+            "group": "its name",
+            "home": "`{from, to}`: a cluster",
+            "kind": "`consumer` or `classic`, null: nobody knows it",
+            "state": "as its coordinator says",
+            "protocol": "of a classic group its protocol's type, else the assignor",
+            "members": "list of `{member, instance, client, host, protocol}`",
+            "positions": "how many partitions it has committed",
+            "lag": "over all its topics",
+            "topics": "list of `{topic, cluster, partitions, positions, stand_in}`; `stand_in`: on the new home, "
+            "`its own`, `exists`, `create`, or `borrow` (another topic of that name is used)",
+            "notes": "sentences",
+            "problems": "sentences that name the way out; with any, nothing is done",
+            "applied": "whether it was begun",
+            "operation": "its id, once it is begun; its steps: prepare, gather, close, copy, clean (served by the new "
+            "home), done; or undo, failed, with a `reason` in its `result`",
+        },
+        takes={"cluster": "its new home", "apply": "true: do it"},
         changes=True,
     ),
     Route("GET", "/proxies", "The proxy workers", lambda office, _: office.proxies()),

@@ -48,6 +48,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="CLUSTER",
         help="decide where NAME is at home, if it has members on no other cluster; a plan without --apply",
     )
+    groups.add_argument(
+        "--move-home",
+        metavar="CLUSTER",
+        help="move NAME's home there with its commits, while it is in use; with --wait it returns when the new home "
+        "serves; a plan without --apply",
+    )
     mirrors = command("mirrors", "the mirrors with their lag, or those of a topic by partition")
     mirrors.add_argument("name", metavar="TOPIC", nargs="?", help="a topic")
     mirror = command("mirror", "create or remove mirrors of topics between clusters")

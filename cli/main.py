@@ -28,6 +28,10 @@ def _command(options: argparse.Namespace) -> int:
         from cli import change
 
         return change.run(options)
+    if getattr(options, "move_home", None) is not None:
+        from cli import homes
+
+        return homes.run(options)
     if options.command == "migrate" or _about_operation(options):
         from cli import migrate
 
