@@ -1,36 +1,52 @@
 #!/usr/bin/env bash
 # What needs real brokers, a real etcd and real clients. Usage: real_tests.sh PYTEST [again AT_MOST]
 #
-# The store's tests mostly wait for leases to end; they run beside the others. With `again`, failed tests are tried once
-# more, alone, where no more than AT_MOST failed.
+# Most of these tests mostly wait: for leases and sessions to end, for brokers to start. So there are lanes beside each
+# other, each a pytest of its own with clusters of its own. With `again`, failed tests are tried once more, alone, where
+# no more than AT_MOST failed in a lane.
 set -uo pipefail
 pytest=$1
 again=${2:-}
 most=${3:-0}
 quiet=(-q -m "not soak and not bench")
-store_cache=.pytest_cache/store
-# From the parts to the whole: what is end to end leaves more behind on the clusters that all share.
-order=(tests/integration tests/history tests/e2e)
-output=$(mktemp)
-trap 'rm -f "$output"' EXIT
+# In the last lane from the parts to the whole: what is end to end leaves more behind on the clusters that all share.
+lanes=(tests/store tests/integration "tests/history tests/e2e")
+outputs=$(mktemp -d)
+trap 'rm -rf "$outputs"' EXIT
 
-tried_again() { # cache directory, pytest's arguments
-    local cache=$1
+in_lane() { # lane, further arguments of pytest
+    local lane=$1
     shift
-    [ -n "$again" ] && [ "$(grep -c '": true' "$cache/v/cache/lastfailed" 2>/dev/null || echo 99)" -le "$most" ] || return 1
-    echo "failed tests are tried once more"
-    "$pytest" "${quiet[@]}" -o "cache_dir=$cache" --last-failed --last-failed-no-failures none "$@"
+    # shellcheck disable=SC2086 # a lane is several directories
+    "$pytest" "${quiet[@]}" -o "cache_dir=.pytest_cache/${lane//[\/ ]/-}" "$@" $lane
 }
 
-"$pytest" "${quiet[@]}" -o "cache_dir=$store_cache" tests/store >"$output" 2>&1 &
-beside=$!
+few_failed() { # lane
+    local failed
+    failed=$(grep -c '": true' ".pytest_cache/${1//[\/ ]/-}/v/cache/lastfailed" 2>/dev/null || echo 99)
+    [ -n "$again" ] && [ "$failed" -le "$most" ]
+}
+
+pids=()
+for lane in "${lanes[@]}"; do
+    in_lane "$lane" >"$outputs/${lane//[\/ ]/-}" 2>&1 &
+    pids+=($!)
+done
 status=0
-"$pytest" "${quiet[@]}" "${order[@]}" || tried_again .pytest_cache "${order[@]}" || status=1
-wait "$beside"
-store=$?
-echo "the store, beside the others:"
-cat "$output"
-if [ "$store" -ne 0 ]; then
-    tried_again "$store_cache" tests/store || status=1
-fi
+for number in "${!lanes[@]}"; do
+    lane=${lanes[$number]}
+    wait "${pids[$number]}"
+    results[$number]=$?
+    echo "$lane, after $SECONDS s:"
+    cat "$outputs/${lane//[\/ ]/-}"
+done
+for number in "${!lanes[@]}"; do
+    lane=${lanes[$number]}
+    [ "${results[$number]}" -eq 0 ] && continue
+    if few_failed "$lane"; then
+        echo "failed tests of $lane are tried once more"
+        in_lane "$lane" --last-failed --last-failed-no-failures none && continue
+    fi
+    status=1
+done
 exit "$status"
