@@ -153,7 +153,7 @@ class Registration:
                 backoff.reset()
             await trio.sleep(SETTLE)
             # A revision that is still in use comes free without a new view: look again soon.
-            wait = SETTLE if self._appliable() < self._following.view.revision else COUNTS_EVERY
+            wait = SETTLE if self.acknowledged < self._following.view.revision else COUNTS_EVERY
             with trio.move_on_after(wait):
                 await self._following.changed(view)
 
