@@ -32,7 +32,7 @@ async def test_topics(sides: Sides, jvm: Jvm, tmp_path: Path) -> None:
         await until(describe, lambda done: "PartitionCount: 3" in done.out)
         await shell.say("describe more", "kafka-topics", "--describe", *named)
         await shell.say("list", "kafka-topics", "--list", mine=True)
-        await shell.say("troubled", "kafka-topics", "--describe", "--unavailable-partitions", mine=True)
+        await shell.say("troubled", "kafka-topics", "--describe", *named, "--unavailable-partitions")
         await shell.say(
             "assigned", "kafka-topics", "--create", "--topic", side("a"), "--replica-assignment", f"{side.node}"
         )
