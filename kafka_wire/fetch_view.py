@@ -10,12 +10,14 @@ skip; they then ask for Metadata, as after any NOT_LEADER.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 from kafka_wire.codec import DecodeError, read_uvarint
 
 FLEXIBLE_FROM = 12
 TOPIC_IDS_FROM = 13
 NEUTRAL_TAG = 100
+OFFSET_OUT_OF_RANGE = 1
 STALE_LEADER = frozenset((3, 6, 74, 75, 76, 100, 103))  # errors after which this side's metadata is out of date too
 
 _HEAD, _TOPIC, _PARTITION, _RECORDS, _PARTITION_TAGS, _TOPIC_TAGS, _TAGS, _END = range(8)
@@ -27,14 +29,27 @@ class FetchWalk:
     """One response of version 4 to 18.
 
     Feed it with `advance` from the start of the body. `shift` is added to non-negative node ids. After the walk
-    `hints` tells whether a leader hint was seen, `stale` whether an error asks for fresh metadata.
+    `hints` tells whether a leader hint was seen, `stale` whether an error asks for fresh metadata. `range_code` gives
+    the code to put in the place of OFFSET_OUT_OF_RANGE.
     """
 
-    __slots__ = ("_partitions", "_records", "_shift", "_state", "_topics", "_version", "hints", "neutralise", "stale")
+    __slots__ = (
+        "_partitions",
+        "_range_code",
+        "_records",
+        "_shift",
+        "_state",
+        "_topics",
+        "_version",
+        "hints",
+        "neutralise",
+        "stale",
+    )
 
-    def __init__(self, version: int, shift: int) -> None:
+    def __init__(self, version: int, shift: int, range_code: Callable[[int], int] | None = None) -> None:
         self._version = version
         self._shift = shift
+        self._range_code = range_code
         self._state = _HEAD
         self._topics = self._partitions = self._records = 0
         self.hints = self.stale = False
@@ -115,7 +130,7 @@ class FetchWalk:
         return _I32.unpack_from(data, pos)[0], pos + 4
 
     def _partition(self, data: memoryview, pos: int) -> int:
-        version = self._version
+        version, begins = self._version, pos
         _, error, _ = _FIXED.unpack_from(data, pos)
         pos += 22 if version < 5 else 30  # + last stable offset (8), from v5 on log start offset (8)
         aborted, pos = self._count(data, pos)
@@ -131,12 +146,18 @@ class FetchWalk:
         self._records, pos = self._count(data, pos)
         if self._records > 0x7FFFFFFF:
             raise DecodeError("records of more than 2 GiB")
-        if error in STALE_LEADER:
+        if error and self._failed(data, begins, error) in STALE_LEADER:
             self.stale = True
         if version >= 11:
             self._patch(data, replica_at)
         self._state = _RECORDS
         return pos
+
+    def _failed(self, data: memoryview, begins: int, error: int) -> int:
+        if error == OFFSET_OUT_OF_RANGE and self._range_code is not None:
+            error = self._range_code(error)
+            _I16.pack_into(data, begins + 4, error)
+        return error
 
     def _patch(self, data: memoryview, at: int) -> None:
         node = _I32.unpack_from(data, at)[0]

@@ -38,7 +38,9 @@ from proxy.client_certificates import ClientCertificates
 from proxy.identity import CallerPool
 from proxy.identity.asking import Asking
 from proxy.identity.settings import IdentitySettings, ServiceClients
+from proxy.moving.lifting import Lifter
 from proxy.moving.tables import MovedTables
+from proxy.moving.worker import WorkerFence
 from proxy.session.call import SessionCall
 from proxy.session.session import Session
 from proxy.session.surroundings import Surroundings
@@ -386,6 +388,19 @@ class Worker:
         self.tables = MovedTables(self.member.clients.get, lambda: self.view)
         await nursery.start(self.tables.run, following.changed_or)
         translation.install(self.tables)
+        lifter = Lifter(self.member)
+        self.around.moving = WorkerFence(
+            self.member.store,
+            following,
+            self.member.registration,
+            self.tables,
+            lambda: self.sessions,
+            self.metrics,
+            lifter,
+            clients=self.member.clients.get,
+        )
+        nursery.start_soon(lifter.run)
+        nursery.start_soon(self.around.moving.run)
         if endpoint_path is not None:
             paths = {
                 "/metrics": lambda: ("text/plain; version=0.0.4", self.metrics.render()),

@@ -82,6 +82,23 @@ class ClusterCounters:
         self.reachable: bool | None = None
 
 
+class FenceCounters:
+    """What a worker did with writes to topics while they moved."""
+
+    __slots__ = ("buckets", "forwarded", "refused", "seconds")
+
+    def __init__(self) -> None:
+        self.forwarded = 0
+        self.refused = 0
+        self.seconds = 0.0
+        self.buckets = [0] * (len(LATENCY_BOUNDS) + 1)
+
+    def observe(self, seconds: float) -> None:
+        """How long a write was held."""
+        self.buckets[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        self.seconds += seconds
+
+
 Gauge = Callable[[], float | None]
 Sample = tuple[str, tuple[str, ...], float]
 """(a name of `METRICS`, its own labels, the value)"""
@@ -121,6 +138,19 @@ METRICS = (
         "Connections and requests that the federation refused, by reason.",
     ),
     Described("kfed_buffered_bytes", "gauge", (), "Bytes of frames that are held whole at this moment."),
+    Described("kfed_held_write_seconds", "histogram", (), "How long writes to topics that were being moved were held."),
+    Described(
+        "kfed_forwarded_writes_total",
+        "counter",
+        (),
+        "Writes that came to a moved topic's old place and were forwarded to its new one, by partition.",
+    ),
+    Described(
+        "kfed_closed_source_refusals_total",
+        "counter",
+        (),
+        "Writes answered NOT_LEADER because their topic is closed while it moves, or may be.",
+    ),
     Described("kfed_view_revision", "gauge", (), "The store revision that the view has applied."),
     Described("kfed_view_age_seconds", "gauge", (), "Seconds since the view was last known to be the newest."),
     Described("kfed_store_lag_seconds", "gauge", (), "Seconds since the store was last heard from."),
@@ -238,6 +268,7 @@ class Metrics:
         self.labels = labels
         self.in_flight = 0
         self.buffered_bytes = 0
+        self.fence = FenceCounters()
         self.refusals: defaultdict[str, int] = defaultdict(int)  # by reason: a small, fixed set of words
         self.child_restarts: defaultdict[str, int] = defaultdict(int)
         self.child_up: dict[str, bool] = {}
@@ -300,7 +331,7 @@ class Metrics:
         yield self._counter("kfed_request_errors_total", ((key, one.errors) for key, one in apis))
         yield self._counter("kfed_request_bytes_total", ((key, one.request_bytes) for key, one in apis))
         yield self._counter("kfed_response_bytes_total", ((key, one.response_bytes) for key, one in apis))
-        yield self._latency(apis)
+        yield self._histogram("kfed_request_seconds", ((key, one.buckets, one.seconds) for key, one in apis))
         listeners = self._listeners.items()
         yield self._gauge("kfed_connections", (((name,), one.open) for name, one in listeners))
         yield self._counter("kfed_connections_accepted_total", (((name,), one.accepted) for name, one in listeners))
@@ -322,6 +353,10 @@ class Metrics:
         yield self._gauge("kfed_worker_scraped", (((name,), ok) for name, ok in self.worker_scraped.items()))
         yield self._gauge("kfed_in_flight_requests", [((), self.in_flight)])
         yield self._gauge("kfed_buffered_bytes", [((), self.buffered_bytes)])
+        held = self.fence
+        yield self._histogram("kfed_held_write_seconds", [((), held.buckets, held.seconds)])
+        yield self._counter("kfed_forwarded_writes_total", [((), held.forwarded)])
+        yield self._counter("kfed_closed_source_refusals_total", [((), held.refused)])
         for name, value in self.gauges.items():
             if (number := value()) is not None:
                 yield self._gauge(name, [((), number)])
@@ -370,16 +405,16 @@ class Metrics:
             family.add_metric(self._values(own), float(value))
         return family
 
-    def _latency(self, apis: Iterable[tuple[tuple[str, str], ApiCounters]]) -> Metric:
-        described = _DESCRIBED["kfed_request_seconds"]
+    def _histogram(self, name: str, samples: Iterable[tuple[tuple[str, ...], list[int], float]]) -> Metric:
+        described = _DESCRIBED[name]
         family = HistogramMetricFamily(described.name, described.help, labels=self._labels(described))
-        for key, one in apis:
+        for own, counts, seconds in samples:
             total = 0
             buckets: list[tuple[str, float]] = []
-            for bound, count in zip((*LATENCY_BOUNDS, float("inf")), one.buckets, strict=True):
+            for bound, count in zip((*LATENCY_BOUNDS, float("inf")), counts, strict=True):
                 total += count
                 buckets.append(("+Inf" if bound == float("inf") else repr(bound), total))
-            family.add_metric(self._values(key), buckets, one.seconds)
+            family.add_metric(self._values(own), buckets, seconds)
         return family
 
 

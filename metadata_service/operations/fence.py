@@ -240,6 +240,15 @@ class Fence:
         """Whether this topic's writes must come here; others are judged by the view alone."""
         return topic in self._by_topic
 
+    def ready(self, operation: str) -> bool:
+        """Whether the target's tables and guard are here."""
+        known = self._known.get(operation)
+        return known is not None and known.ready
+
+    def flying(self, write: int) -> bool:
+        """Whether it was forwarded, and has no answer yet."""
+        return write in self._flying
+
     # -- writes ---------------------------------------------------------------------------------------------------
 
     def write(self, one: Write, now: float) -> list[Action]:

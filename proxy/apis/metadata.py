@@ -30,6 +30,7 @@ from proxy.apis.metadata_encoding import (
     partitions_shown,
     topic_entry,
 )
+from proxy.moving.placing import told
 
 CREATE_TOPICS, DESCRIBE_CLUSTER, DESCRIBE_TOPIC_PARTITIONS = 19, 60, 75
 DESCRIBE, TOPIC, CLUSTER = 8, 2, 4  # AclOperation, ResourceType
@@ -238,7 +239,7 @@ async def metadata(call: Call, version: int, request: Message) -> Message:
             if version < 12 and one.name is None:
                 entry["name"] = ""
         else:
-            entry = topic_entry(view, one.topic, call.address)
+            entry = topic_entry(view, told(view, one.topic), call.address)
         entry["topic_authorized_operations"] = operations.get(one.name or "", NO_OPERATIONS)
         if one.topic is not None:
             entry["topic_authorized_operations"] = operations.get(one.topic.name, NO_OPERATIONS)
@@ -328,7 +329,7 @@ async def describe_topic_partitions(call: Call, version: int, request: Message) 
         if room <= 0:
             response["next_cursor"] = {"topic_name": name, "partition_index": 0}
             break
-        entry, following = _described(view, call, topic, first if name == start else 0, room)
+        entry, following = _described(view, call, told(view, topic), first if name == start else 0, room)
         out.append(entry)
         described.append(name)
         room -= len(entry["partitions"])

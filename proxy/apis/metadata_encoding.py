@@ -14,6 +14,7 @@ from kafka_wire.errors import ERROR
 from metadata_service.view import Partition, PhysicalTopic, ServedTopic, View
 from proxy.apis.contract import CloseConnection
 from proxy.apis.mapping import active_clusters, default_cluster
+from proxy.moving.placing import told
 
 METADATA = 3
 EPOCH_BITS = 20  # logical leader epoch = placement epoch << 20 | physical leader epoch
@@ -201,7 +202,7 @@ class MetadataCache:
             fragments.entries = {name: one for name, one in fragments.entries.items() if name in view.topics}
         parts = []
         for name in view.topics if names is None else names:
-            topic = view.topics[name]
+            topic = told(view, view.topics[name])
             if names is None and hidden(view, topic):
                 continue  # brokers list a topic, or do not; who names it learns more
             physical = view.physical(topic)

@@ -17,6 +17,7 @@ A transactional producer's id is never touched: its coordinator compares it (49,
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
@@ -36,6 +37,7 @@ ABORTABLE_FROM = {ADD_PARTITIONS: 3, ADD_OFFSETS: 4}  # versions whose clients k
 CLIENT_VERSIONS = 3  # of AddPartitionsToTxn
 CLUSTER_BIT = 40  # producer id + ((cluster index + 1) << 40)
 PLACEMENT_BIT = 52  # + (placement epoch << 52), added on the way to a cluster that held the topic before
+NEW_TIMEOUT = 60_000  # ms; clients' default for transactions, the producer's own is not told here
 LIMIT = 20_000  # refused transactions remembered
 
 _refused: OrderedDict[str, None] = OrderedDict()
@@ -97,6 +99,23 @@ def _results(topics: list[Message], codes: dict[str, int]) -> list[Message]:
     ]
 
 
+async def begins_now(call: Call, transactional_id: str, topics: list[str]) -> bool:
+    """Waits where the call would begin a transaction on topics that are about to move; whether it may be made."""
+    wait: Callable[[list[str]], Awaitable[bool]] | None = getattr(call, "begins", None)
+    held = [name for name in topics if (one := call.view.topics.get(name)) is not None and one.record.hold is not None]
+    if wait is None or not held:
+        return True
+    answer = await call.ask(call.cluster, DESCRIBE, {"transactional_ids": [transactional_id]}, broker=call.broker)
+    going_on = {
+        topic["topic"]
+        for state in answer["transaction_states"]
+        if not state["error_code"] and state["transaction_state"] == "Ongoing"
+        for topic in state["topics"]
+    }
+    begun = [name for name in held if name not in going_on]
+    return not begun or await wait(begun)
+
+
 async def add_partitions(call: Call, version: int, request: Message) -> Message:
     if version > CLIENT_VERSIONS:
         return refusal(ADD_PARTITIONS, version, request, ERROR.CLUSTER_AUTHORIZATION_FAILED)
@@ -134,6 +153,12 @@ async def add_partitions(call: Call, version: int, request: Message) -> Message:
     if not here:
         answer["results_by_topic_v3_and_below"] = refused
         return answer
+    if not await begins_now(call, transactional_id, [topic["name"] for topic in here]):
+        call.view = call.latest()
+        await require_transaction(call, transactional_id)  # its home may have moved with the topics
+        codes = {topic["name"]: ERROR.CONCURRENT_TRANSACTIONS for topic in topics}  # clients ask again soon
+        answer["results_by_topic_v3_and_below"] = _results(topics, codes)
+        return answer
     answer = await forward(call, view, ADD_PARTITIONS, {**request, "v3_and_below_topics": here})
     results = answer["results_by_topic_v3_and_below"]
     if any(not one["partition_error_code"] for topic in results for one in topic["results_by_partition"]):
@@ -169,7 +194,28 @@ async def end_txn(call: Call, version: int, request: Message) -> Message:
     response = await forward(call, call.view, END, request)
     if response["error_code"] == ERROR.INVALID_TXN_STATE and transactional_id in _refused:
         response["error_code"] = ERROR.NONE
+    elif response["error_code"] == ERROR.INVALID_PRODUCER_ID_MAPPING and not request["committed"]:
+        await _nothing_to_abort(call, version, request, response)
     return response
+
+
+async def _nothing_to_abort(call: Call, version: int, request: Message, response: Message) -> None:
+    """The id's home has moved, and this coordinator has never seen its producer: there is nothing to abort, and what
+    was open where it came from ends by its timeout. From version 5 on (KIP-890) the answer gives the producer its
+    next epoch; here that is what a new coordinator gives it, which refuses a producer that is not the newest."""
+    if version >= 5:
+        asked = {
+            "transactional_id": request["transactional_id"],
+            "transaction_timeout_ms": NEW_TIMEOUT,
+            "producer_id": request["producer_id"],
+            "producer_epoch": request["producer_epoch"],
+        }
+        given = await call.ask(call.cluster, INIT, asked, broker=call.broker)
+        if given["error_code"]:
+            response["error_code"] = given["error_code"]
+            return
+        response |= {"producer_id": given["producer_id"], "producer_epoch": given["producer_epoch"]}
+    response["error_code"] = ERROR.NONE
 
 
 async def commit_offsets(call: Call, version: int, request: Message) -> Message:

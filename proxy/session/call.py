@@ -9,12 +9,13 @@ import trio
 
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
+from kafka_wire.frames import parse_response
 from kafka_wire.schema import by_key
 from metadata_service.view import View
 from proxy.apis.contract import CloseConnection, ClusterAway, Federation, Refused
 from proxy.identity.principal import API_CREATE_DELEGATION_TOKEN, PrincipalUnknown, named, question
 from proxy.session import responses
-from proxy.session.session import Session
+from proxy.session.session import Kind, Session
 
 ANONYMOUS = "User:ANONYMOUS"
 RULES = 20.0  # seconds for what a cluster allows
@@ -75,6 +76,49 @@ class SessionCall:
     def fetch_session_is_stale(self) -> bool:
         """Whether a topic stopped being served here since this connection's fetch session began."""
         return self._session.fetch_generation != self.latest().served_generation.get(self.cluster, 0)
+
+    @property
+    def parked(self) -> bool:
+        """Whether this connection's broker still waits with an answer that nobody waits for any longer."""
+        return any(slot.kind is Kind.DROPPED for slot in self._session.slots)
+
+    async def forward_parked(self, request: Message, topics: Iterable[str]) -> Message | None:
+        """`forward` of a Fetch that names topics which are being moved; None: it was cut short, they have moved."""
+        session, moving = self._session, self._session.around.moving
+        if moving is None:
+            return await self.forward(request)
+        named = list(topics)
+        try:
+            slot = await session.ask(self._key, self._version, request)
+        except ClusterAway as away:
+            raise CloseConnection(str(away)) from None
+        assert slot.done is not None
+        moving.park(session, slot, named)
+        try:
+            await slot.done.wait()
+        finally:
+            moving.unpark(session, slot, named)
+        return None if slot.answer is None else parse_response(self._key, self._version, slot.answer)[1]
+
+    async def begins(self, topics: list[str]) -> bool:
+        """Wait while calls that begin a transaction on these topics are held; whether it may be made here then."""
+        moving = self._session.around.moving
+        mine = [name for name in topics if moving is not None and moving.concerned(name)]
+        return not mine or moving is None or await moving.begins(self._session, mine)
+
+    def ready(self, migration: str) -> bool:
+        """Whether the target's tables of a migration are here."""
+        moving = self._session.around.moving
+        return moving is not None and moving.ready(migration)
+
+    def fetch_code(self, code: int, same: bool) -> int:
+        """The error to pass on in a Fetch answer, at the moment it is passed on."""
+        moving = self._session.around.moving
+        return code if moving is None else moving.fetch_code(code, same)
+
+    def closed_not_too_large(self, response: Message) -> None:
+        """MESSAGE_TOO_LARGE of topics that may be closed becomes NOT_LEADER."""
+        responses.closed_not_too_large(self._session, self._version, response)
 
     def clean_produce(self, response: Message) -> Message:
         """A broker's answer with virtual brokers in its leader hints."""

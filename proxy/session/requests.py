@@ -17,6 +17,7 @@ from metadata_service.failures import DecisionFailed
 from metadata_service.store.contract import StoreError
 from proxy.apis.contract import ClusterAway, Refused
 from proxy.apis.refusals import away_code, refusal
+from proxy.moving.produce import fenced_produce
 from proxy.session.call import SessionCall
 from proxy.session.judge import FETCH, PRODUCE, decode_produce, fetch_passes, head_passes, produce_passes
 from proxy.session.session import Kind, Session, Slot
@@ -59,6 +60,10 @@ async def _read_requests(session: Session) -> None:
         if upstream is not None and 0 < upstream.login_due < time.monotonic():
             inbox.keep(window)
             await session.log_in_again()
+            continue
+        if session.fenced is not None and not session.fenced.admits(window):
+            inbox.keep(window)
+            await session.fenced.settled()
             continue
         last = session.last_produce
         if (
@@ -154,6 +159,7 @@ def _judge_produce(session: Session, frame: memoryview, header: RequestHeader) -
         passes = produce_passes(view, session.cluster, version, decode_produce(version, frame, header.body))
     if not passes:
         return header
+    session.logging_in = False
     slot = _produce_slot(session, head, header)
     if head.single and head.transactional_id is None and head.topic is not None and head.acks:
         session.last_produce = slot.repeated = RepeatedProduce(frame, head.partition_at, version, head.topic)
@@ -165,6 +171,7 @@ def _produce_slot(session: Session, head: ProduceHead, header: RequestHeader) ->
     slot = Slot(Kind.PRODUCE, PRODUCE, header.version, header.correlation, session.cluster)
     if head.acks == 0:
         slot.answer = b""  # none will come
+        session.silent = True
     return slot
 
 
@@ -179,7 +186,9 @@ def _judge_fetch(session: Session, frame: memoryview, header: RequestHeader) -> 
         session.fetch_generation = generation
     if not fetch_passes(view, session.cluster, version, request):
         return header
-    return Slot(Kind.FETCH, FETCH, version, header.correlation, session.cluster)
+    slot = Slot(Kind.FETCH, FETCH, version, header.correlation, session.cluster)
+    slot.epoch = request.get("session_epoch", -1)
+    return slot
 
 
 async def _repeat(session: Session, last: RepeatedProduce, window: memoryview, upstream: Channel) -> None:
@@ -315,11 +324,14 @@ async def _handle(session: Session, frame: bytes | bytearray, header: RequestHea
         raise session.refuse("login_expired", api=key)
     slot = Slot(Kind.LOCAL, key, version, header.correlation, session.cluster)
     call = SessionCall(session, around.view(), key, version)
-    session.handling = call.view.revision
+    session.handling, session.handling_key = call.view.revision, key
+    session.logging_in = False
     try:
         await _answer(session, call, slot, frame, header)
     finally:
         session.handling = None
+        if around.moving is not None and around.moving.active:
+            around.moving.poke()
 
 
 async def _answer(
@@ -342,6 +354,9 @@ async def _answer(
     except DecodeError as error:
         raise session.refuse("malformed_request", api=key, version=version, error=str(error)) from None
     try:
+        if key == PRODUCE and around.moving is not None and around.moving.concerns(version, request):
+            await fenced_produce(session, call, slot, request)
+            return
         response = await around.handlers[key](call, version, request)
     except Refused as error:
         counters.errors += 1
@@ -369,6 +384,8 @@ async def _sasl(session: Session, frame: bytes | bytearray, header: RequestHeade
     """SASL is relayed byte for byte; the broker authenticates (KIP-43, KIP-152, KIP-368)."""
     if session.mapped_principal is not None:
         raise session.refuse("sasl_after_client_certificate")
+    session.logging_in = True
+    session.last_produce = None
     upstream = await session.open_upstream()
     if header.key == SASL_HANDSHAKE and header.version == 0:
         request = decode("request", SASL_HANDSHAKE, 0, frame, header.body)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import struct
 import time
+from functools import partial
 
 from kafka_wire.codec import DecodeError, Message, decode
-from kafka_wire.errors import error_text
+from kafka_wire.errors import ERROR, error_text
 from kafka_wire.fetch_view import FLEXIBLE_FROM, STALE_LEADER, FetchWalk
 from kafka_wire.frames import response_body, response_frame
+from kafka_wire.produce_view import TOPIC_IDS_FROM
 from metadata_service.models import STRIDE
 from proxy.apis.contract import CloseConnection
 from proxy.session.session import Kind, Session, Slot, owed
@@ -175,10 +177,31 @@ def produce_answer(session: Session, frame: memoryview, slot: Slot) -> bytes | m
     codes = {part["error_code"] for topic in response["responses"] for part in topic["partition_responses"]}
     if codes == {0}:
         return frame
+    if ERROR.MESSAGE_TOO_LARGE in codes:
+        closed_not_too_large(session, slot.version, response)
     if codes & STALE_LEADER:
         session.around.federation.refresh(session.cluster)
     clean(session, response, "partition_responses")
     return response_frame(slot.key, slot.version, slot.correlation, response)
+
+
+def closed_not_too_large(session: Session, version: int, response: Message) -> None:
+    """A closed topic's leader calls every batch too large; clients are told to look for the leader again."""
+    moving = session.around.moving
+    if moving is None:
+        return
+    for topic in response["responses"]:
+        for part in topic["partition_responses"]:
+            named = topic["topic_id" if version >= TOPIC_IDS_FROM else "name"]
+            if part["error_code"] == ERROR.MESSAGE_TOO_LARGE and moving.closed(named):
+                part["error_code"] = int(ERROR.NOT_LEADER_OR_FOLLOWER)
+
+
+def nothing_fetched(slot: Slot) -> bytes:
+    """An answer to a Fetch that makes the client ask again, at once."""
+    code = ERROR.FETCH_SESSION_ID_NOT_FOUND if slot.epoch >= 0 else ERROR.NONE
+    answer = {"error_code": int(code), "session_id": 0, "responses": []}
+    return response_frame(slot.key, slot.version, slot.correlation, answer)
 
 
 def clean(session: Session, response: Message, partitions: str) -> None:
@@ -228,7 +251,7 @@ async def _fetch(session: Session, window: memoryview, size: int, slot: Slot) ->
     cluster = session.around.view().clusters.get(session.cluster)
     if cluster is None:
         raise CloseConnection("the cluster is no longer part of the federation")
-    walk = FetchWalk(slot.version, cluster.record.index * STRIDE)
+    walk = FetchWalk(slot.version, cluster.record.index * STRIDE, partial(_in_range, session))
     inbox.read_size = HEAD if size > LARGE else SCRATCH
     end = size + 4
     pos = 8
@@ -249,6 +272,15 @@ async def _fetch(session: Session, window: memoryview, size: int, slot: Slot) ->
         raise session.refuse("broker_protocol", error=f"no Fetch response: {error}") from None
     if walk.stale:
         session.around.federation.refresh(session.cluster)
+
+
+def _in_range(session: Session, code: int) -> int:
+    """The error for an offset that the broker does not have: see `proxy.moving.worker`."""
+    moving = session.around.moving
+    if moving is None:
+        return code
+    served = session.around.view().served_generation.get(session.cluster, 0)
+    return moving.fetch_code(code, session.fetch_generation == served)
 
 
 async def _fetch_at_hand(session: Session, window: memoryview, pos: int, end: int, walk: FetchWalk, slot: Slot) -> None:
@@ -273,6 +305,10 @@ async def _fetch_at_hand(session: Session, window: memoryview, pos: int, end: in
         else:
             map_replicas(session, response)
             clean(session, response, "partitions")
+            for topic in response["responses"]:
+                for part in topic["partitions"]:
+                    if part["error_code"] == ERROR.OFFSET_OUT_OF_RANGE:
+                        part["error_code"] = _in_range(session, part["error_code"])
         answer = response_frame(slot.key, slot.version, slot.correlation, response)
     if len(window) > end:
         inbox.keep(window[end:])

@@ -111,6 +111,7 @@ class Session:
         self.ended: str | None = None  # why it was ended from here
         self.asked = False  # a whole request has come
         self.handling: int | None = None  # the revision of the view that a handler is working with
+        self.handling_key = -1  # ... and its API
         self.upstream_broker = -1
         self.silent = False  # something was passed on that gets no answer (acks=0)
         self.logging_in = False  # between a SASL handshake and the first request behind it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -17,6 +17,9 @@ from proxy.transport.channel import SCRATCH, Channel
 from proxy.transport.splice import BUFFER, Pipes
 from runtime.metrics import ApiCounters, Metrics
 from runtime.settings import Limits
+
+if TYPE_CHECKING:
+    from proxy.moving.worker import WorkerFence
 
 
 class Identity(Protocol):
@@ -115,6 +118,7 @@ class Surroundings:
     authenticating: Callable[[str], bool] = lambda cluster: False
     # Answers made of cached bytes, without decoding the request: key -> body or None to take the handler's way.
     encoded: Mapping[int, Callable[..., Awaitable[bytes | None]]] = field(default_factory=dict)
+    moving: WorkerFence | None = None  # what is done with topics while they move
     budget: Budget = field(init=False)
     accepting: bool = True  # False while the worker drains
 
