@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import trio
@@ -21,8 +21,9 @@ from metadata_service.migrating.carrying import Carrying
 from metadata_service.migrating.gathering import Seen, Times, gather
 from metadata_service.migrating.hands import Hands
 from metadata_service.migrating.ledger import Ledger
-from metadata_service.models import HISTORY, OPERATIONS, ChangeRecord, OperationRecord, process_name
-from metadata_service.operations.commands import Command, Commit, Decision
+from metadata_service.mirroring import finishing
+from metadata_service.models import HISTORY, OPERATIONS, ChangeRecord, OperationRecord, mirror_key, process_name
+from metadata_service.operations.commands import AskSettings, Change, Command, Commit, Decision, WriteSwitch
 from metadata_service.operations.facts import Facts, Known
 from metadata_service.operations.migration import advance, target_known
 from metadata_service.operations.records import ENDED, MigrationRecord, Step, face, migration_key
@@ -34,10 +35,14 @@ from runtime import logging
 log = logging.get(__name__)
 
 LOOK = 5.0  # seconds at most between two decisions, whatever happens
-HURRIED: frozenset[Step] = frozenset({"drain", "hold", "close", "settle", "finish", "switch", "lift"})
 WORKERS_COUNT: frozenset[Step] = frozenset({"caught_up", "drain", "hold", "switch", "release", "announce", "retire"})
-SEVERAL: frozenset[Step] = frozenset({"finish", "switch"})  # where one thing is asked while another is awaited
-PACE = (0.002, 0.05)  # seconds, the first pause and the longest, until what did not help is tried again in a hold
+SEVERAL: frozenset[Step] = frozenset({"finish"})  # where one thing is asked while another is awaited
+QUICK = 0.002, 0.05  # seconds, the first pause and the longest, until what did not help is tried again
+AWAITED = 0.25, 0.5  # ... where an event tells that it did
+PACES: Mapping[Step, tuple[float, float]] = {
+    **dict.fromkeys(("drain", "hold", "close", "settle", "lift"), QUICK),
+    **dict.fromkeys(("finish", "switch"), AWAITED),
+}
 COPY_EVERY = 0.5  # seconds between two looks at copies that are being filled
 
 
@@ -193,7 +198,7 @@ class Running:
             log.warning("a step has to be done again", operation=self._id, step=record.step, error=str(error))
         finally:
             self._busy.remove((known.revision, commands))
-            first, longest = PACE if record.step in HURRIED else (COPY_EVERY, 2 * COPY_EVERY)
+            first, longest = PACES.get(record.step, (COPY_EVERY, 2 * COPY_EVERY))
             self._pause = min(max(2 * self._pause, first), longest)
             self._again = boottime() + self._pause
             self._ring()
@@ -201,22 +206,23 @@ class Running:
     def _foresee(self, known: Known[MigrationRecord], nursery: trio.Nursery) -> None:
         """Ask at once what this step will want to know, while it waits for something else."""
         record, seen = known.value, self._seen
-        if record.step == "drain":
-            self._carrying.prepared = False  # leaders may be others by the next hold
 
-        async def ask() -> None:
-            try:
-                if record.step == "hold":
-                    await self._carrying.settings(record, seen)
-                else:
-                    for name in record.topics:
-                        await self._carrying.final(name, record.target, record.topics[name].final, seen)
-            except (ClientError, Undecided) as error:
-                log.debug("asked too early", operation=self._id, error=str(error))
+        async def final() -> None:
+            for name, one in record.topics.items():
+                try:
+                    await self._carrying.final(name, record.target, one.final, seen)
+                except (ClientError, Undecided) as error:
+                    log.debug("asked too early", operation=self._id, error=str(error))
             self._ring()
 
-        if record.step in ("hold", "finish"):
-            nursery.start_soon(ask)
+        if record.step == "drain":
+            self._carrying.prepared = False  # leaders may be others by the next hold
+        elif record.step == "hold":
+            self._carry(known, (AskSettings(record.source, tuple(sorted(record.topics))),), nursery)
+        elif record.step == "finish":
+            nursery.start_soon(final)
+        elif record.step == "switch":
+            self._carry(known, (WriteSwitch((record.target, record.source)),), nursery)
 
     # -- commits --------------------------------------------------------------------------------------------------
 
@@ -225,7 +231,7 @@ class Running:
         key, record = migration_key(self._id), commit.record
         values: dict[str, bytes | None] = {key: encode(record)}
         conditions: list[Condition] = [self._guard, Unchanged(key, known.revision)]
-        for change in commit.also:
+        for change in (*commit.also, *self._ending(known.value, record, facts)):
             values[change.key] = None if change.record is None else encode(change.record)
             conditions.append(Unchanged(change.key, change.revision))
         operation = self._ledger.operation(self._id)
@@ -254,6 +260,20 @@ class Running:
             self._held = None
         if (known.value.step, known.value.hold) != (record.step, record.hold):
             log.info("a migration's step", operation=self._id, step=record.step, hold=record.hold, why=record.reason)
+
+    @staticmethod
+    def _ending(before: MigrationRecord, record: MigrationRecord, facts: Facts) -> list[Change]:
+        """The mirrors are told where to end in the very commit that records it: FinishMirror, a round trip less."""
+        if (before.step, record.step) != ("settle", "finish"):
+            return []
+        out = []
+        for name in record.topics:
+            key = mirror_key(record.target, name, record.source)
+            known = facts.mirrors.get(key)
+            wanted = None if known is None else finishing(known.value, record.id, record.ends[name])
+            if known is not None and wanted is not None:
+                out.append(Change(key, wanted, known.revision))
+        return out
 
     def _shown(self, operation: OperationRecord, record: MigrationRecord) -> OperationRecord:
         """The operation's record for people. `pause_ms`: how long writes were held, where one process saw all of it."""
