@@ -136,16 +136,23 @@ class Reporting:
             self._written.clear()  # what was written went with the lease
             self._lease = lease
         found = self._reports(every)
-        steps: list[tuple[Mirror, ReportRecord | None, Operation]] = []
+        # By key: what a mirror is begun anew as has the same one.
+        made: dict[str, tuple[Mirror, ReportRecord | None, Operation]] = {}
         me = self._sharing.me
-        for mirror in self._written.keys() - (found.keys() if every else self._replicator.mirrors.keys()):
+        present = found.keys() if every else self._replicator.mirrors.keys()
+        keys = {report_key(*me, one.target, one.topic, one.source) for one in present}
+        for mirror in self._written.keys() - present:
             key = report_key(*me, mirror.target, mirror.topic, mirror.source)
-            steps.append((mirror, None, Delete(key)))
+            if key in keys:
+                del self._written[mirror]
+            else:
+                made[key] = (mirror, None, Delete(key))
         for mirror, one in found.items():
             known = self._written.get(mirror)
             if known is None or msgspec.structs.replace(known, at=one.at) != one:
                 key = report_key(*me, mirror.target, mirror.topic, mirror.source)
-                steps.append((mirror, one, Put(key, encode(one), lease)))
+                made[key] = (mirror, one, Put(key, encode(one), lease))
+        steps = list(made.values())
         while steps:
             part: list[tuple[Mirror, ReportRecord | None, Operation]] = []
             size = 0

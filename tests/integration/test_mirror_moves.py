@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from metadata_service.member import Member, join
 from metadata_service.seeding import seed
@@ -16,7 +17,8 @@ from offset_sync.guard import Entry
 from runtime.settings import EmbeddedStore, parse
 from tests.fixtures.names import Names
 from tests.fixtures.scripted_moves import Moves, copier
-from tests.integration.test_mirror_cases import clients
+from tests.integration.test_mirror_cases import batch, clients, until, write
+from tests.integration.test_mirror_tables import becomes
 from tests.store.servers import EmbeddedServer
 from tools.local_cluster import Cluster
 
@@ -90,3 +92,86 @@ async def test_there_and_back_and_on(
         guard = await moves.guard("triple", 0)
         assert guard.entries(900_001) == (Entry(2, 0, 1, last),)
         assert 900_002 in await moves.guard("triple", 1) and 900_003 in await moves.guard("triple", 1)
+
+
+async def test_it_ends_where_it_is_told(east: Cluster, west: Cluster, server: EmbeddedServer, names: Names) -> None:
+    """Not before, not behind, not after it was told to go on; and then elsewhere."""
+    async with (
+        world(server, names.topic("ends"), 2, east, west) as (moves, member),
+        copier(moves.store) as worker,
+    ):
+        await moves.begin(east)
+        await moves.write("1", "2")
+        operation = await moves.ship("west", member)
+        await moves.until_caught_up("east", "west")
+        ends = await moves.log_ends("east")
+        further = {**ends, 0: ends[0] + 2}
+        await moves.say_finish("east", "west", operation, further)
+        (link,) = worker.replicator.links.values()
+        await until(lambda: all(one.ending is not None for one in link.sessions.values()), "not told")
+        assert not await moves.has_finished("east", "west")
+        await moves.write("3", "4")
+        await moves.write("not this one", partition=1)
+        await becomes(lambda: moves.has_finished("east", "west"), bool)
+        assert (await moves.log_ends("west"))[1] == ends[1] + 1, "the fence's record, and nothing else"
+        (session,) = link.sessions.values()
+        before = await moves.log_ends("west")
+        session.fail("for the test")  # a lost connection, or whatever comes later: it leaves no control record
+        await until(lambda: not link.sessions, "still there")
+        await moves.write("5")
+        await trio.sleep(0.5)
+        assert await moves.log_ends("west") == before and not link.sessions
+        # The hold was lifted: it goes on, what was said is taken back, and it ends elsewhere.
+        await moves.change("east", "west", state="running", ends={})
+        await moves.until_caught_up("east", "west")
+        await becomes(moves.notes, lambda found: not found)
+        await moves.say_finish("east", "west", operation, await moves.log_ends("east"))
+        await becomes(lambda: moves.has_finished("east", "west"), bool)
+        assert link.sessions  # and once more, this time with its session alive
+        await moves.write("6", partition=1)
+        await moves.change("east", "west", state="running", ends={})
+        await moves.until_caught_up("east", "west")
+        await moves.switch("west", await moves.finish("west", operation))
+        await moves.check()
+
+
+async def test_what_is_left_of_a_copy(east: Cluster, west: Cluster, server: EmbeddedServer, names: Names) -> None:
+    """Foreign records behind its end are in no run; an emptied one is filled anew, and one that lacks records waits
+    until somebody says so."""
+    async with (
+        world(server, names.topic("left"), 1, east, west) as (moves, member),
+        copier(moves.store),
+    ):
+        await moves.begin(east)
+        await moves.write("1", "2")
+        await moves.write("3")
+        first = await moves.move("west", member)
+        await moves.write("4")
+        await moves.reopen("east")
+        await write(moves.clients["east"], moves.topic, batch(b"foreign"))
+        second = await moves.move("east", member)
+        await moves.check()
+        assert second.foreign == 1
+        await moves.write("5")
+        # West lacks its first batch now, which east still has.
+        await moves.reopen("west")
+        table = await moves.stored("west", 0)
+        start = table.physical(2)
+        assert start is not None
+        await moves.erase("west", {0: start})
+        await moves.ship("west", member)
+        await becomes(lambda: moves.reported("east", "west"), lambda found: found.get(0) == "incomplete")
+        assert (await moves.log_ends("west"))[0] > start
+        await moves.drop("east", "west")
+        third = await moves.move("west", member, rebuild=True)
+        await moves.check()
+        await moves.write("6")
+        # East is emptied, as a retired copy is.
+        await moves.reopen("east")
+        await moves.erase("east", third.ends)
+        await moves.move("east", member)
+        await moves.check()
+        assert first.ends[0] < third.ends[0]
+        await moves.write("7")
+        await moves.move("west", member)  # and the rebuilt one is gone on with
+        await moves.check()
