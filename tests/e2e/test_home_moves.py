@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import pytest
@@ -34,7 +35,7 @@ class Source:
     def __init__(self, config: dict[str, Setting], topic: str) -> None:
         self.config, self.topic = config, topic
         self.places: set[tuple[int, int]] = set()
-        self.stopping = threading.Event()
+        self.stopping, self.flushed = threading.Event(), threading.Event()
 
     def run(self) -> None:
         producer = Producer({**self.config, "linger.ms": 5})
@@ -49,7 +50,13 @@ class Source:
             producer.poll(0)
             number += 1
             time.sleep(1 / PER_SECOND)
-        assert producer.flush(20) == 0
+        if producer.flush(20) == 0:
+            self.flushed.set()
+
+    def stop(self) -> None:
+        """Returns when everything has its answer."""
+        self.stopping.set()
+        assert self.flushed.wait(25)
 
 
 @contextmanager
@@ -101,7 +108,7 @@ async def finished(kfed: Kfed, operation: str) -> dict[str, Any]:
 
 def works_of(kind: str, trail: Trail, federation: Federation, topic: str, group: str) -> list[Callable[[], None]]:
     if kind == "aiokafka":
-        return [trails.aiokafka(trail, f"a{n}", federation.bootstrap, topic, group) for n in range(2)]
+        return [trails.aiokafka(trail, f"a{n}", federation.bootstrap(), topic, group) for n in range(2)]
     if kind == "simple":
         return [trails.simple(trail, "s", federation.librdkafka(), topic, group)]
     settings: dict[str, Setting] = {"group.protocol": "consumer"} if kind == "consumer" else {}
@@ -132,8 +139,8 @@ async def test_there_and_back_under_load(
                 ended = await finished(kfed, moved["operation"])
                 assert ended["state"] == "done" and not ended["result"], ended
                 assert (await kfed("groups", group, "--json")).json["home"] == target.name
-                assert not await off(lambda left=left: everything(left.librdkafka(), group))
-            source.stopping.set()
+                assert not await off(partial(everything, left.librdkafka(), group))
+            await off(source.stop)
             mine = {one for one in source.places if kind != "simple" or one[0] == 0}
             await trail.has(mine)
             await trail.commits_all(len(mine))
