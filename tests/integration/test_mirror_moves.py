@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 
 from metadata_service.member import Member, join
+from metadata_service.models import ASSIGNMENTS, LEASES, LeaseRecord, topic_key, worker_key
+from metadata_service.records import decode
 from metadata_service.seeding import seed
 from metadata_service.store.open import open_store
 from offset_sync.guard import Entry
 from runtime.settings import EmbeddedStore, parse
 from tests.fixtures.names import Names
-from tests.fixtures.scripted_moves import Moves, copier
+from tests.fixtures.scripted_moves import Moves, copier, until_gone
 from tests.integration.test_mirror_cases import batch, clients, until, write
+from tests.integration.test_mirror_spread import Worker
 from tests.integration.test_mirror_tables import becomes
 from tests.store.servers import EmbeddedServer
 from tools.local_cluster import Cluster
@@ -175,3 +181,59 @@ async def test_what_is_left_of_a_copy(east: Cluster, west: Cluster, server: Embe
         await moves.write("7")
         await moves.move("west", member)  # and the rebuilt one is gone on with
         await moves.check()
+
+
+async def test_a_worker_that_dies_and_one_that_wakes_up(
+    east: Cluster, west: Cluster, server: EmbeddedServer, names: Names, tmp_path: Path
+) -> None:
+    """While it finishes one worker is killed, its successor is paused: the third one finishes, and the second, awake
+    again after the switch, appends nothing."""
+    async with world(server, names.topic("dies"), 2, east, west) as (moves, member):
+        await moves.begin(east)
+        await moves.write("1", "2")
+        settings = {
+            "federation": "demo",
+            "store": {"kind": "embedded", "path": str(server.directory)},
+            "clusters": {one.name: {"bootstrap": one.addresses()} for one in (east, west)},
+            "placement": {"default": "east"},
+        }
+        first, second = (Worker(SimpleNamespace(settings=settings), one, tmp_path / one) for one in ("a", "b"))  # type: ignore[arg-type]
+        async with first.running():
+            operation = await moves.ship("west", member)
+            await moves.until_caught_up("east", "west")
+            ends = await moves.log_ends("east")
+            await moves.say_finish("east", "west", operation, {0: ends[0] + 1, 1: ends[1] + 1})
+            await moves.write("3")
+            await becomes(lambda: moves.copied("west"), lambda found: found[0] == 3)
+            os.kill(first.child(), signal.SIGKILL)
+            first.daemon.kill()
+        async with second.running():
+            await moves.until_held("east", "west", "b")
+            await becomes(lambda: moves.reported("east", "west"), lambda found: len(found) == 2)
+            os.kill(second.child(), signal.SIGSTOP)
+            try:
+                async with copier(moves.store):
+                    await moves.until_held("east", "west", "test")
+                    await moves.write("4", partition=1)
+                    await becomes(lambda: moves.has_finished("east", "west"), bool)
+                    finished = await moves.finish("west", operation)
+                    await moves.switch("west", finished)
+                    await until_gone(moves.store, f"{ASSIGNMENTS}west/{moves.topic}/")
+            finally:
+                os.kill(second.child(), signal.SIGCONT)
+            opened = (await moves.record()).timeline[-1].first_physical
+            await moves.write("5")
+            await becomes(lambda: acknowledged(moves, "b"), lambda revision: revision > 0)
+            await moves.write("6", partition=1)
+            assert await moves.log_ends("west") == {0: opened[0] + 1, 1: opened[1] + 1}
+            await moves.check()
+
+
+async def acknowledged(moves: Moves, instance: str) -> int:
+    """The revision of a worker that has a lease, and has seen the switch; 0 before."""
+    found = await moves.store.get(worker_key(LEASES, instance, "replicator", 0))
+    switched = await moves.store.get(topic_key(moves.topic))
+    if found is None or switched is None:
+        return 0
+    revision = decode(LeaseRecord, found.value).acknowledged
+    return revision if revision >= switched.mod_revision else 0
