@@ -105,7 +105,7 @@ async def _hide_topics(call: Call, view: View, rule: Results, answer: Message) -
     for one in answer.get(rule.items) or ():
         if rule.name == "resource_name" and one["resource_type"] != TOPIC_RESOURCE:
             continue
-        holders = [holder for holder in _holders(one, rule) if holder[rule.code] not in (0, TOPIC_DENIED)]
+        holders = [holder for holder in _holders(one, rule) if holder.get(rule.code, 0) not in (0, TOPIC_DENIED)]
         name = _name(view, one, rule.name)
         if holders and name is not None:
             suspect.setdefault(name, []).extend(holders)
