@@ -143,7 +143,8 @@ async def offset_for_leader_epoch(call: Call, version: int, request: Message) ->
             if code:
                 ready.append({"partition": one["partition"], "error_code": code})
             elif past is not None:
-                ready.append({"partition": one["partition"], "leader_epoch": past[0], "end_offset": past[1]})
+                told = {"leader_epoch": past[0], "end_offset": past[1]}
+                ready.append({"partition": one["partition"], "error_code": 0, **told})
             else:
                 _, wanted = current_epoch(topic, one["leader_epoch"])
                 partitions.append({**one, "current_leader_epoch": epoch, "leader_epoch": wanted})

@@ -17,7 +17,7 @@ from proxy.apis import translation
 from proxy.apis.contract import CloseConnection
 from tests.fixtures.calls import FakeCall, handle, served, uuid, view_of
 
-PRODUCE, FETCH = 0, 1
+PRODUCE, FETCH, LEADER_EPOCH = 0, 1, 23
 EPOCH = 1 << 20
 
 
@@ -175,3 +175,12 @@ async def test_nothing_is_written_where_its_offset_could_not_be_told() -> None:
         await handle(call, PRODUCE, 9, writing(9, partition=1, acks=0))
     await handle(call, PRODUCE, 9, writing(9, acks=0))
     assert len(call.asked) == 1
+
+
+async def test_an_epoch_of_an_earlier_placement_ends_where_the_next_one_begins() -> None:
+    call = FakeCall(moved_view())
+    part = {"partition": 0, "current_leader_epoch": EPOCH | 3, "leader_epoch": 2}
+    response = await handle(call, LEADER_EPOCH, 4, {"topics": [{"topic": "orders", "partitions": [part]}]})
+    (topic,) = response["topics"]
+    assert topic["partitions"] == [{"partition": 0, "error_code": 0, "leader_epoch": 2, "end_offset": 10}]
+    assert not call.asked, "the cluster that serves it knows nothing of that epoch"
