@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCRATCH = 1 << 16
 LARGE = 1 << 16  # answers above are read into memory of their own
-WAKE = 1 << 19  # bytes of a large answer that are waited for at a time
+WAKE = 1 << 21  # bytes of a large answer that are waited for at a time
 _STEP = 1 << 20  # sizes of lent memory are multiples of it
 _VECTORS = 512  # Linux takes 1024 at a time
 _SIZE, _I32 = struct.Struct(">i"), struct.Struct(">i")
@@ -36,6 +36,7 @@ class Duplex:
         self._stream = connection.stream
         self._raw = connection.raw  # None: TLS
         self._out: list[Buffer] = []
+        self._size = 0  # bytes of it
         self._correlation = 0
         self._owed: deque[int] = deque()  # correlation ids of requests without an answer
         self._scratch = bytearray(SCRATCH)
@@ -63,8 +64,10 @@ class Duplex:
         """A request frame of `head` (its correlation id is filled in) and `parts`, which are not copied."""
         self._correlation = self._correlation + 1 & 0x7FFFFFFF
         _I32.pack_into(head, 4, self._correlation)
-        self._out.append(_SIZE.pack(len(head) + sum(map(len, parts))) + head)
+        size = len(head) + sum(map(len, parts))
+        self._out.append(_SIZE.pack(size) + head)
         self._out += parts
+        self._size += size + 4
         self._owed.append(self._correlation)
 
     def flush(self) -> bool:
@@ -80,6 +83,10 @@ class Duplex:
                 return False
             except OSError as error:
                 raise self._connection.lost(error) from error
+            self._size -= sent
+            if not self._size:
+                out.clear()
+                break
             at = 0
             for one in some:
                 size = len(one)
@@ -97,7 +104,7 @@ class Duplex:
         try:
             while self._out:
                 if raw is None:
-                    data, self._out = b"".join(self._out), []
+                    data, self._out, self._size = b"".join(self._out), [], 0
                     await self._stream.send_all(data)
                 elif not self.flush():
                     await trio.lowlevel.wait_writable(raw)

@@ -201,4 +201,5 @@ def stamp(batch: memoryview | bytearray, producer_id: int, producer_epoch: int, 
     if attributes & _CLEARED:
         batch[22] = attributes & ~_CLEARED
     _PRODUCER.pack_into(batch, 43, producer_id, producer_epoch, base_sequence)
-    _START.pack_into(batch, 0, 0, len(batch) - LENGTH_FROM, -1, 2, crc32c(memoryview(batch)[CRC_FROM:]))
+    covered = batch[CRC_FROM:] if isinstance(batch, memoryview) else memoryview(batch)[CRC_FROM:]
+    _START.pack_into(batch, 0, 0, len(batch) - LENGTH_FROM, -1, 2, crc32c(covered))

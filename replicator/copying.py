@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -42,6 +42,8 @@ def _words(answer: Produced) -> str:
 class Journal:
     """The unit's intents and checkpoints."""
 
+    urgent = True
+
     def __init__(self, session: Session, place: Place, outlet: Outlet) -> None:
         self.session = session
         self.place = place
@@ -50,27 +52,33 @@ class Journal:
     def offer(self) -> None:
         self.outlet.offer(self)
 
-    def next(self, now: int) -> memoryview | None:
+    def next(self, now: int, most: int, room: int) -> list[memoryview]:
         if self.session.over:
-            return None
-        assert self.session.unit is not None
-        return self.session.unit.journal_batch(now)
+            return []
+        unit = self.session.unit
+        assert unit is not None
+        out: list[memoryview] = []
+        while len(out) < most and room > 0 and (one := unit.journal_batch(now)) is not None:
+            out.append(one)
+            room -= len(one)
+        return out
 
     def answered(self, answer: Produced, now: int) -> None:
         if answer.error:
             self.session.fail(f"journal: {_words(answer)}")
         else:
-            self.landed(answer.base_offset, answer.log_start, now)
+            self.landed([answer.base_offset], answer.log_start, now)
 
-    def landed(self, base_offset: int, log_start: int, now: int) -> None:
+    def landed(self, bases: Sequence[int], log_start: int, now: int) -> None:
         session = self.session
         if session.over:
             return
         assert session.unit is not None
-        for stream in session.unit.journal_stored():
-            lane = session.lanes.get(stream.partition)
-            if lane is not None:
-                lane.outlet.offer(lane)
+        for _ in bases:
+            for stream in session.unit.journal_stored():
+                lane = session.lanes.get(stream.partition)
+                if lane is not None:
+                    lane.outlet.offer(lane)
         self.outlet.offer(self)
         if session.ending is not None:
             session.ending.look()
@@ -81,6 +89,8 @@ class Journal:
 
 class Data:
     """One partition: fed by its source's leader, written to its target's."""
+
+    urgent = False
 
     def __init__(
         self,
@@ -116,11 +126,10 @@ class Data:
 
     # -- as a lane of the target ----------------------------------------------------------------------------------
 
-    def next(self, now: int) -> memoryview | None:
+    def next(self, now: int, most: int, room: int) -> list[memoryview]:
         if self.session.over or self.dead:
-            return None
-        one = self.partition.next_batch(now)
-        return one.data if one is not None else None
+            return []
+        return [one[0] for one in self.partition.next_batches(now, most, room)]
 
     def answered(self, answer: Produced, now: int) -> None:
         session = self.session
@@ -139,15 +148,15 @@ class Data:
             why = f"it replaces timestamps (LogAppendTime), first at offset {answer.base_offset}"
             session.link.hold(self.place[0].name, why)
             return
-        self.landed(answer.base_offset, answer.log_start, now)
+        self.landed([answer.base_offset], answer.log_start, now)
 
-    def landed(self, base_offset: int, log_start: int, now: int) -> None:
+    def landed(self, bases: Sequence[int], log_start: int, now: int) -> None:
         session = self.session
         if session.over or self.dead:
             return
         partition = self.partition
         try:
-            partition.acknowledged(base_offset, now)
+            partition.acknowledged(bases, now)
         except Inconsistent as error:
             self._die(Stop(Condition.TARGET_LOST, str(error)))
             return

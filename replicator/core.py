@@ -2,7 +2,7 @@
 
 A `Unit` is a group of partitions that share one producer identity on the target and one partition of its journal.
 Its life: an identity no one else holds (a new epoch, fenced on every partition), then `recover`, then `take` what was
-fetched, write what `journal_batch` gives, tell `journal_stored`, write what `next_batch` gives, tell `acknowledged`.
+fetched, write what `journal_batch` gives, tell `journal_stored`, write what `next_batches` gives, tell `acknowledged`.
 After any error or lost connection the unit is thrown away and a new one recovered under a new epoch: nothing is ever
 sent twice. Why that neither loses nor doubles:
 
@@ -15,7 +15,7 @@ sent twice. Why that neither loses nor doubles:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -57,7 +57,7 @@ class Partition:
         "_checkpointing",
         "_dirty",
         "_done",
-        "_expected",
+        "_exclusive",
         "_first",
         "_guard",
         "_guards",
@@ -120,7 +120,7 @@ class Partition:
         self._guards: deque[Noted] = deque()  # announced and not landed
         self._checkpointed = state.number  # the number the newest stored checkpoint counts from
         self._checkpointing = state.number  # ... and the newest one on its way
-        self._expected = state.scanned if exclusive else -1
+        self._exclusive = exclusive
         self._first = recovered.pairs
         self._acked_fresh = True  # the fence was written now
         self._dirty = True
@@ -198,6 +198,7 @@ class Partition:
         own_from, shift = (own.physical, own.logical - own.physical) if own is not None else (1 << 63, 0)
         producer_id, producer_epoch = self.identity
         sequence = self._sequence
+        new = tuple.__new__  # without a constructor's own work: this runs once a batch
         last_id, noting = -1, False
         size = 0
         # The stretch being made: its first sequence, source offset and logical offset, its records and leader epoch.
@@ -255,7 +256,7 @@ class Partition:
                 if noting:
                     start = base + shift if base >= own_from else table.logical(base)
                     assert start is not None
-                    guards.append(Noted(last_id, now, Entry(written[1], written[2], written[3], start)))
+                    guards.append(new(Noted, (last_id, now, new(Entry, (*written[1:], start)))))
             waiting.append((number, piece))
             size += len(data)
         if records:
@@ -286,55 +287,77 @@ class Partition:
 
     # -- to the target --------------------------------------------------------------------------------------------
 
-    def next_batch(self, now: int) -> Piece | None:
-        """The next batch that may be sent, if any; it then counts as in flight."""
-        if not self._waiting or self._waiting[0][0] > self._stored:
-            return None
-        flight = self._in_flight
-        newest = self._waiting[0][1].max_timestamp
-        if not flight:
-            self._oldest = newest
-        else:
-            if len(flight) >= WINDOW:
-                return None
-            if not self._acked_fresh or self._oldest < now - self._guard.expiration_ms // 2:
-                return None
-            if newest < self._oldest:
-                self._oldest = newest
-        one = self._waiting.popleft()
-        flight.append(one)
-        return one[1]
+    def next_batches(self, now: int, most: int = 1, room: int = 1) -> list[Piece]:
+        """The next batches that may be sent, `most` of them, till they take `room` bytes; they count as in flight."""
+        out: list[Piece] = []
+        waiting, flight, stored = self._waiting, self._in_flight, self._stored
+        most = min(most, WINDOW - len(flight))
+        edge = now - self._guard.expiration_ms // 2
+        oldest = self._oldest
+        while most > 0 and room > 0 and waiting:
+            one = waiting[0]
+            number, piece = one
+            if number > stored:
+                break
+            newest = piece[6]
+            if flight:
+                if oldest < edge or not self._acked_fresh:
+                    break
+                if newest < oldest:
+                    oldest = newest
+            else:
+                oldest = newest
+            waiting.popleft()
+            flight.append(one)
+            out.append(piece)
+            room -= len(piece[0])
+            most -= 1
+        self._oldest = oldest
+        return out
 
-    def acknowledged(self, base_offset: int, now: int) -> Piece:
-        """The oldest batch in flight was appended at `base_offset` of the target. Raises Inconsistent."""
-        number, one = self._in_flight.popleft()
-        data, count, _, following, *_ = one
-        size = len(data)
-        self._waiting_bytes -= size
-        expected = self._expected
-        if expected >= 0:
-            if base_offset != expected:
-                if base_offset < expected:
-                    raise Inconsistent(f"appended at {base_offset}, below {expected}: the target lost data")
-                self.foreign += base_offset - expected
-            self._expected = base_offset + count
-        if base_offset != self._scanned:
-            self._settle()
-            self._landed_from = base_offset
-        self._scanned = base_offset + count
-        if self._in_flight:
-            more = self._in_flight[0][0] == number
-        else:
-            more = bool(self._waiting) and self._waiting[0][0] == number
-        self._done = number if more else number + 1
-        self._acked = following
-        self.records += count
-        self.copied += count
-        self.bytes += size
-        self.batches += 1
-        self._acked_fresh = one.max_timestamp >= now - self._guard.expiration_ms // 2
-        self._dirty = True
-        return one
+    def acknowledged(self, bases: Iterable[int], now: int) -> None:
+        """The oldest batches in flight were appended at these offsets of the target.
+
+        Raises:
+            Inconsistent: the target lost data; those in front of it are accounted for.
+        """
+        flight = self._in_flight
+        at = self._scanned
+        number = newest = following = -1
+        records = size = batches = 0
+        try:
+            for base in bases:
+                if base != at:
+                    self._gap(at, base)
+                number, piece = flight.popleft()
+                data, count, _, following, _, _, newest, _ = piece
+                at = base + count
+                records += count
+                size += len(data)
+                batches += 1
+        finally:
+            if batches:
+                self._scanned = at
+                ahead = flight or self._waiting
+                self._done = number if ahead and ahead[0][0] == number else number + 1
+                self._acked = following
+                self._acked_fresh = newest >= now - self._guard.expiration_ms // 2
+                self._waiting_bytes -= size
+                self.records += records
+                self.copied += records
+                self.bytes += size
+                self.batches += batches
+                self._dirty = True
+
+    def _gap(self, at: int, base: int) -> None:
+        """The next batch was appended at `base`, behind what ended at `at`."""
+        self._scanned = at
+        self._settle()
+        if self._exclusive:
+            if base < at:
+                raise Inconsistent(f"appended at {base}, below {at}: the target lost data")
+            self.foreign += base - at
+        self._landed_from = base
 
     def _settle(self) -> None:
         """Bring table and guard up to the last acknowledged batch; batches that follow each other at once."""

@@ -116,7 +116,7 @@ def cut(
     """
     out = Cut([], position)
     rest = _Rest(out, aborted)
-    pieces, unpack, made = out.pieces, HEADER.unpack_from, Piece._make
+    pieces, unpack, new = out.pieces, HEADER.unpack_from, tuple.__new__
     size = len(records)
     last_id, last_foreign = -2, False
     at = 0
@@ -146,9 +146,11 @@ def cut(
                     raise Corrupt(f"the batch at offset {base} has a wrong CRC")
                 written = None
                 if producer_id >= 0 and sequence >= 0:
-                    written = Written(producer_id & CLIENT_MASK, epoch, sequence, (sequence + delta) % SEQUENCES)
+                    last = (sequence + delta) % SEQUENCES
+                    written = new(Written, (producer_id & CLIENT_MASK, epoch, sequence, last))
                 position = base + count
-                pieces.append(made((records[at:end], count, base, position, None, leader_epoch, newest, written)))
+                piece = (records[at:end], count, base, position, None, leader_epoch, newest, written)
+                pieces.append(new(Piece, piece))
                 out.leader_epoch = leader_epoch
                 at = end
                 continue

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 import trio
@@ -19,11 +20,21 @@ from kafka_client.connection import Connection
 from kafka_client.duplex import Duplex
 from kafka_client.topics import Place, Topic
 from kafka_wire.codec import DecodeError
-from replicator.wire import ANSWER_BYTES, FLEXIBLE, PRODUCE, Produced, landed, produce_answer, produce_request
+from replicator.wire import (
+    ANSWER_BYTES,
+    FIRST_BY_ID,
+    FLEXIBLE,
+    PRODUCE,
+    Produced,
+    landed,
+    produce_answer,
+    produce_request,
+)
 
-REQUEST_BYTES = 4 << 20
+TURN_BYTES = 128 << 10  # of one partition, until it is the others' turn
 REQUESTS_IN_FLIGHT = 32
-UNSENT_BYTES = 4 << 20  # what is put while the socket takes no more
+WORTH = 32  # batches whose answers are waited for together
+UNSENT_BYTES = 4 << 20  # what is put while the socket takes no more, and the most that a request has
 PRODUCE_TIMEOUT_MS = 15_000
 ANSWER_TICKS = 30  # seconds in which nothing is answered, counted, so that a pause of our own is not taken for one
 
@@ -32,12 +43,16 @@ class Lane(Protocol):
     """One partition's batches, in order."""
 
     place: Place
+    urgent: bool  # others wait for what becomes of its batches; the same of all lanes of a topic
 
-    def next(self, now: int) -> memoryview | None:
-        """The next batch that may be sent; it is then on its way. `now` is Unix ms."""
+    def next(self, now: int, most: int, room: int) -> list[memoryview]:
+        """The next batches that may be sent, `most` of them, till they take `room` bytes; they are then on their way.
 
-    def landed(self, base_offset: int, log_start: int, now: int) -> None:
-        """The oldest batch on its way was appended there, to a log that begins at `log_start`."""
+        `now` is Unix ms.
+        """
+
+    def landed(self, bases: Sequence[int], log_start: int, now: int) -> None:
+        """The oldest batches on their way were appended there, to a log that begins at `log_start`."""
 
     def answered(self, answer: Produced, now: int) -> None:
         """The oldest batch on its way was answered, perhaps not simply so."""
@@ -47,6 +62,7 @@ class Lane(Protocol):
 
 
 Lanes = dict[Topic, dict[int, Lane]]  # by topic and partition
+Batches = dict[Topic, list[tuple[int, memoryview]]]
 
 
 def _each(lanes: Lanes) -> Iterator[Lane]:
@@ -129,57 +145,76 @@ class Outlet:
         if duplex.due:
             self._arrived.set()  # logs in again once nothing is in flight
             return
+        if duplex.unsent:
+            return  # the writer is at it
         unsent = 0
         while self._ready and len(self._pending) < REQUESTS_IN_FLIGHT and unsent < UNSENT_BYTES:
-            if duplex.unsent and not unsent:
-                break  # the writer is at it
-            batches, lanes, size = self._gather()
-            if not batches:
+            requests, size = self._gather(UNSENT_BYTES - unsent)
+            if not requests:
                 break
             if not self._allowed():
                 self._drop("the lease has run out")
-                for lane in _each(lanes):
+                for lane in {lane for _, lanes in requests for lane in _each(lanes)}:
                     lane.lost("the lease has run out")
                 return
-            duplex.put(*produce_request(version, batches, PRODUCE_TIMEOUT_MS))
+            for batches, lanes in requests:
+                duplex.put(*produce_request(version, batches, PRODUCE_TIMEOUT_MS))
+                self._pending.append(lanes)
+            self.requests += len(requests)
             unsent += size
-            self.requests += 1
-            self._pending.append(lanes)
         if unsent:
             if not duplex.flush():
                 self._wake.set()
             self._arrived.set()
 
-    def _gather(self) -> tuple[dict[Topic, list[tuple[int, memoryview]]], Lanes, int]:
-        """One batch of every lane that has one; two units may share a partition of the journal, then in turn."""
-        found: dict[Topic, list[tuple[int, memoryview]]] = {}
-        lanes: Lanes = {}
-        batches: list[tuple[int, memoryview]] = []
-        mine: dict[int, Lane] = {}
+    def _gather(self, room: int) -> tuple[list[tuple[Batches, Lanes]], int]:
+        """Requests of all that lanes have, till they take `room` bytes, and these bytes.
+
+        A lane's batches are in one request after the other. Two units may share a partition of the journal: no request
+        has batches of both.
+        """
+        requests: list[tuple[Batches, Lanes]] = []
         last: Topic | None = None
-        size = 0
+        columns: list[tuple[list[tuple[int, memoryview]], dict[int, Lane]]] = []  # of each request: those of that topic
+        taken = 0
         now = int(time.time() * 1000)
+        most = REQUESTS_IN_FLIGHT - len(self._pending)
         ready = self._ready
         for lane in list(ready):
-            if size >= REQUEST_BYTES:
+            if taken >= room:
                 break
             topic, partition = lane.place
             if topic is not last:
-                last, batches, mine = topic, found.setdefault(topic, []), lanes.setdefault(topic, {})
-            if partition in mine:
+                last, columns = (
+                    topic,
+                    [(some.setdefault(topic, []), mine.setdefault(topic, {})) for some, mine in requests],
+                )
+            at = 0
+            while at < len(columns) and partition in columns[at][1]:
+                at += 1
+            if at >= most:
                 continue
-            data = lane.next(now)
+            found = lane.next(now, most - at, TURN_BYTES)
             del ready[lane]
-            if data is None:
+            if not found:
                 continue
-            ready[lane] = None  # behind the others
-            mine[partition] = lane
-            batches.append((partition, data))
-            size += len(data)
-        if not all(found.values()):
-            found = {topic: some for topic, some in found.items() if some}
-            lanes = {topic: some for topic, some in lanes.items() if some}
-        return found, lanes, size
+            size = 0
+            for data in found:
+                if at == len(columns):
+                    columns.append(([], {}))
+                    requests.append(({topic: columns[at][0]}, {topic: columns[at][1]}))
+                batches, mine = columns[at]
+                mine[partition] = lane
+                batches.append((partition, data))
+                size += len(data)
+                at += 1
+            if at == most or size >= TURN_BYTES:
+                ready[lane] = None  # behind the others
+            taken += size
+        for some, lanes in requests:
+            for topic in [topic for topic, batches in some.items() if not batches]:
+                del some[topic], lanes[topic]
+        return requests, taken
 
     async def _read(self, connection: Connection, duplex: Duplex) -> None:
         version = connection.version(PRODUCE)
@@ -195,31 +230,65 @@ class Outlet:
             now = int(time.time() * 1000)
             self._answering = True
             try:
-                for frame in frames:
-                    self._answered(version, frame, self._pending.popleft(), now)
+                self._answers(version, frames, now)
             finally:
                 self._answering = False
             self._send(duplex, version)
 
     def _certain(self, version: int) -> int:
-        """Bytes to wait for: half of the answers that are due, as long as the broker has others to work on."""
+        """Bytes to wait for: answers of WORTH batches, as every wake-up costs as much as some batches do.
+
+        Less up to an urgent one, and all but the last one, so that the broker still has something to work on.
+        """
         pending = self._pending
-        count = len(pending) // 2
+        count = len(pending) - 1
         if version < FLEXIBLE or not count:
             return 1
-        return sum(ANSWER_BYTES * len(some) for n in range(count) for some in pending[n].values())
+        batches = 0
+        for lanes in islice(pending, count):
+            batches += sum(map(len, lanes.values()))
+            if batches >= WORTH or any(next(iter(some.values())).urgent for some in lanes.values()):
+                break
+        return max(batches * ANSWER_BYTES, 1)
+
+    def _answers(self, version: int, frames: Iterable[memoryview], now: int) -> None:
+        """The answers to the oldest requests. What went well is told to each lane at once."""
+        by_id = version >= FIRST_BY_ID
+        landings: dict[Lane, list[int]] = {}
+        starts: dict[Lane, int] = {}
+
+        def tell() -> None:
+            for lane, bases in landings.items():
+                lane.landed(bases, starts[lane], now)
+            landings.clear()
+
+        for frame in frames:
+            lanes = self._pending.popleft()
+            good = landed(version, frame)
+            by_name = {topic.id if by_id else topic.name: some for topic, some in lanes.items()}
+            if (
+                good is None
+                or len(lanes) != len(good)
+                or any(len(by_name.get(name, ())) != len(some) for name, some in good)
+            ):
+                tell()
+                self._answered(version, frame, lanes, now)
+                continue
+            for name, some in good:
+                mine = by_name[name]
+                for partition, base, start in some:
+                    lane = mine[partition]
+                    bases = landings.get(lane)
+                    if bases is None:
+                        landings[lane] = [base]
+                    else:
+                        bases.append(base)
+                    starts[lane] = start
+        tell()
 
     def _answered(self, version: int, frame: memoryview, lanes: Lanes, now: int) -> None:
-        by_id = version >= 13
-        good = landed(version, frame)
-        if good is not None and len(lanes) == len(good):
-            by_name = {topic.id if by_id else topic.name: some for topic, some in lanes.items()}
-            if all(len(by_name.get(name, ())) == len(some) for name, some in good):
-                for name, some in good:
-                    mine = by_name[name]
-                    for partition, base, start in some:
-                        mine[partition].landed(base, start, now)
-                return
+        """One answer, of which not all is simply good."""
+        by_id = version >= FIRST_BY_ID
         by_place = {(one.topic, one.partition): one for one in produce_answer(version, frame)}
         for topic, mine in lanes.items():
             for partition, lane in mine.items():

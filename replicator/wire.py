@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kafka_client.topics import FETCH, Fetched, Place, Topic, fetched
-from kafka_wire.codec import Message, decode, encode, read_uvarint, write_uvarint
+from kafka_wire.codec import Buffer, Message, decode, encode, read_uvarint, write_uvarint
 from kafka_wire.frames import response_body
 
 PRODUCE = 0
 CLIENT_ID = b"kfed-replicator"
 ACKS_ALL = -1
-FLEXIBLE, _IDS_PRODUCE, _IDS_FETCH = 9, 13, 13
+FLEXIBLE, FIRST_BY_ID, _IDS_FETCH = 9, 13, 13
 _HEAD = struct.Struct(">hhih")
 _ACKS = struct.Struct(">hi")
 _I32 = struct.Struct(">i")
+_TAGGED = struct.Struct(">Bi")  # no tags of the partition in front of it, index
+_PART, _SMALL_PART = struct.Struct(">BiBBB"), struct.Struct(">BiBB")  # ... and a size of three bytes, of two
 # Index, error, base offset, append time, log start, no errors of single records, no message, no tags.
 _PLAIN = struct.Struct(">ihqqqbbb")
 ANSWER_BYTES = _PLAIN.size  # an answer has at least so many for each partition
@@ -36,7 +38,7 @@ def _request_head(key: int, version: int) -> bytearray:
 Batches = Mapping[Topic, Sequence[tuple[int, memoryview]]]  # (partition, batch) of each topic
 
 
-def produce_request(version: int, by_topic: Batches, timeout_ms: int) -> tuple[bytearray, list[bytearray | memoryview]]:
+def produce_request(version: int, by_topic: Batches, timeout_ms: int) -> tuple[bytearray, list[Buffer]]:
     """(head, parts) of a Produce with acks=all. At most one batch a partition: the caller sees to it.
 
     Two in one partition's records are refused with 87; a partition listed twice is answered with success, and only
@@ -50,32 +52,40 @@ def produce_request(version: int, by_topic: Batches, timeout_ms: int) -> tuple[b
         ]
         message: Message = {"acks": ACKS_ALL, "timeout_ms": timeout_ms, "topic_data": data}
         return out + encode("request", PRODUCE, version, message), []
-    pieces: list[bytearray | memoryview] = []
+    pieces: list[Buffer] = []
     out += b"\0\0"  # no tags, no transactional id
     out += _ACKS.pack(ACKS_ALL, timeout_ms)
     write_uvarint(out, len(by_topic) + 1)
-    head = current = out
-    pack, add = _I32.pack, pieces.append
+    head = out
+    pack, pack_small, add = _PART.pack, _SMALL_PART.pack, pieces.append
     for topic, parts in by_topic.items():
-        if version >= _IDS_PRODUCE:
-            current += topic.id
+        if pieces:
+            add(out := bytearray(2))  # no tags of the last partition and topic
+        if version >= FIRST_BY_ID:
+            out += topic.id
         else:
             name = topic.name.encode()
-            write_uvarint(current, len(name) + 1)
-            current += name
-        write_uvarint(current, len(parts) + 1)
+            write_uvarint(out, len(name) + 1)
+            out += name
+        write_uvarint(out, len(parts) + 1)
+        first = True
         for partition, batch in parts:
-            current += pack(partition)
             size = len(batch) + 1
-            if size < 1 << 14 or size >= 1 << 21:
-                write_uvarint(current, size)
+            if 1 << 14 <= size < 1 << 21:
+                some = pack(0, partition, size & 127 | 128, size >> 7 & 127 | 128, size >> 14)
+            elif 1 << 7 <= size < 1 << 14:
+                some = pack_small(0, partition, size & 127 | 128, size >> 7)
             else:
-                current += bytes((size & 127 | 128, size >> 7 & 127 | 128, size >> 14))
+                long = bytearray(_TAGGED.pack(0, partition))
+                write_uvarint(long, size)
+                some = bytes(long)
+            if first:
+                out += some[1:]
+                first = False
+            else:
+                add(some)
             add(batch)
-            current = bytearray(1)
-            add(current)
-        current.append(0)
-    current.append(0)
+    add(b"\0\0\0")  # no tags of partition, topic and request
     return head, pieces
 
 
@@ -88,7 +98,7 @@ def landed(version: int, frame: memoryview) -> list[tuple[bytes | str, list[tupl
         topics, pos = read_uvarint(frame, 5)
         for _ in range(topics - 1):
             name: bytes | str
-            if version >= _IDS_PRODUCE:
+            if version >= FIRST_BY_ID:
                 name, pos = bytes(frame[pos : pos + 16]), pos + 16
             else:
                 size, pos = read_uvarint(frame, pos)
@@ -124,7 +134,7 @@ class Produced(NamedTuple):
 def produce_answer(version: int, frame: memoryview) -> list[Produced]:
     """The answers of a Produce response. DecodeError."""
     body = decode("response", PRODUCE, version, frame, response_body(PRODUCE, version, frame))
-    key = "topic_id" if version >= _IDS_PRODUCE else "name"
+    key = "topic_id" if version >= FIRST_BY_ID else "name"
     return [
         Produced(
             topic[key],

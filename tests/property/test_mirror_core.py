@@ -100,18 +100,18 @@ def test_five_in_flight_and_one_where_state_may_be_gone() -> None:
     one = partition()
     made = cut(pieces(*[1] * 8, time=now), 0)
     one.take(made, now, lambda _: False)
-    assert one.next_batch(now) is None  # the intent is not stored yet
+    assert not one.next_batches(now)  # the intent is not stored yet
     one.stored(0)
-    assert [one.next_batch(now) is not None for _ in range(6)] == [True] * 5 + [False]
-    one.acknowledged(0, now)
-    assert one.next_batch(now) is not None and one.next_batch(now) is None
+    assert [len(one.next_batches(now, most, 1 << 20)) for most in (2, 9, 1)] == [2, 3, 0]
+    one.acknowledged([0, 1], now)
+    assert [len(one.next_batches(now)) for _ in range(3)] == [1, 1, 0]
     old = partition()
     made = cut(pieces(*[1] * 8, time=now - 86_400_000), 0)
     old.take(made, now, lambda _: False)
     old.stored(0)
     for at in range(8):
-        assert old.next_batch(now) is not None and old.next_batch(now) is None
-        old.acknowledged(at, now)
+        assert len(old.next_batches(now, 9, 1 << 20)) == 1 and not old.next_batches(now)
+        old.acknowledged([at], now)
     assert old.idle and old.position == 8
 
 
@@ -120,16 +120,16 @@ def test_foreign_writes_are_counted_and_lost_data_is_told() -> None:
     made = cut(pieces(1, 1, 1), 0)
     one.take(made, 1000, lambda _: False)
     one.stored(0)
-    one.next_batch(1000)
-    one.acknowledged(1, 1000)
+    one.next_batches(1000)
+    one.acknowledged([1], 1000)
     assert one.foreign == 0
-    one.next_batch(1000)
-    one.acknowledged(5, 1000)
+    one.next_batches(1000)
+    one.acknowledged([5], 1000)
     assert one.foreign == 3
     assert not one.table.serves(2, 4) and one.table.serves(5, 5)
-    one.next_batch(1000)
+    one.next_batches(1000)
     with pytest.raises(Inconsistent, match="lost data"):
-        one.acknowledged(3, 1000)
+        one.acknowledged([3], 1000)
 
 
 def test_a_target_with_batches_nobody_announced() -> None:
