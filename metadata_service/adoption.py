@@ -127,7 +127,7 @@ def topics_to_consider(view: View) -> set[str]:
     reachable = {name: one.snapshot for name, one in view.clusters.items() if one.snapshot.reachable}
     for cluster, snapshot in reachable.items():
         for name, topic in snapshot.topics.items():
-            if (cluster, name) in view.stubs:
+            if (cluster, name) in view.stubs or view.is_ejected(cluster, topic):
                 continue
             record = view.topics[name].record if name in view.topics else None
             if record is None:

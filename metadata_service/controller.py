@@ -16,6 +16,7 @@ import trio
 
 from kafka_client import ClientError
 from metadata_service.audit import audit
+from metadata_service.ejecting import run_eject
 from metadata_service.failures import DecisionFailed
 from metadata_service.home_runner import run_home_move
 from metadata_service.homekeeping import Homekeeping
@@ -25,7 +26,7 @@ from metadata_service.member import Member, join
 from metadata_service.migrating.service import KIND, Migrating
 from metadata_service.mirrorkeeping import Mirrorkeeping
 from metadata_service.models import CONTROLLER, ControllerRecord, OperationRecord
-from metadata_service.operations import home_moving
+from metadata_service.operations import ejecting, home_moving
 from metadata_service.records import encode
 from metadata_service.seeding import seed
 from metadata_service.store.clock import Backoff, boottime
@@ -41,7 +42,7 @@ CAMPAIGN = 1.5  # seconds between two attempts to become the active one
 Runner = Callable[[Member, OperationRecord, Unchanged], Awaitable[None]]
 """Carries an operation on from its recorded step until it rests; every commit carries the condition given."""
 
-RUNNERS: dict[str, Runner] = {home_moving.KIND: run_home_move}
+RUNNERS: dict[str, Runner] = {home_moving.KIND: run_home_move, ejecting.KIND: run_eject}
 
 
 class Controller:

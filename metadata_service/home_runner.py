@@ -22,7 +22,7 @@ from metadata_service.models import GROUP_HOMES, OPERATIONS, HomeRecord, LeaseRe
 from metadata_service.operations.home_moving import ENDED, Advance, Command, Facts, advance
 from metadata_service.records import decode, encode, read_all
 from metadata_service.store.clock import Backoff
-from metadata_service.store.contract import Put, StoreError, Unchanged
+from metadata_service.store.contract import Put, Store, StoreError, Unchanged
 from metadata_service.stubs import serves
 from metadata_service.view import View
 from runtime import logging
@@ -57,6 +57,16 @@ async def contents(view: View, group: str, source: ClusterClient, target: Cluste
     stale = {topic for topic, index in there if (topic, index) not in known and (topic, index) not in counts}
     gone = {topic for topic, _ in here if topic not in view.topics}
     return Contents(known, tuple(sorted(stale)), tuple(sorted(gone)))
+
+
+async def registered_proxies(store: Store, revision: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(registered proxies without a lease, those that have not acknowledged `revision`). Raises StoreError."""
+    workers = await read_all(store, models.WORKERS, WorkerRecord)
+    leases = await read_all(store, models.LEASES, LeaseRecord)
+    proxies = sorted(key for key, one in workers.items() if one.role == "proxy")
+    silent = tuple(key for key in proxies if key not in leases)
+    behind = tuple(key for key in proxies if key not in leases or leases[key].acknowledged < revision)
+    return silent, behind
 
 
 def refusal_of(state: GroupState, there: GroupState, source: str, target: str) -> str:
@@ -168,7 +178,7 @@ class _Move:
                 refusal = facts.refusal or refusal_of(self._state, GroupState(), self._source, self._to)
                 facts = replace(facts, members=members, refusal=refusal)
             if self._step in ("prepare", "close"):
-                silent, behind = await self._workers(revision)
+                silent, behind = await registered_proxies(self._member.store, revision)
                 facts = replace(facts, silent=silent, behind=behind)
         except (DecisionFailed, Undecided) as error:
             done.trouble = str(error)
@@ -192,15 +202,6 @@ class _Move:
             self._done.looked, self._done.refusal, self._done.topics = True, refusal, tuple(sorted(named))
         ready = not without_stub(view, self._to, self._done.topics)
         return replace(facts, refusal=self._done.refusal, stubs=ready)
-
-    async def _workers(self, revision: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(registered proxies without a lease, those that have not acknowledged `revision`)."""
-        workers = await read_all(self._member.store, models.WORKERS, WorkerRecord)
-        leases = await read_all(self._member.store, models.LEASES, LeaseRecord)
-        proxies = sorted(key for key, one in workers.items() if one.role == "proxy")
-        silent = tuple(key for key in proxies if key not in leases)
-        behind = tuple(key for key in proxies if key not in leases or leases[key].acknowledged < revision)
-        return silent, behind
 
     # -- commands -------------------------------------------------------------------------------------------------
 

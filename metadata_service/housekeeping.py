@@ -103,6 +103,7 @@ class Housekeeping:
 
     async def _stubs(self) -> None:
         view = self._member.view
+        leaving = {one.topic for one in view.ejected.values() if one.record is not None}
         for (cluster, name), stub in [*view.stubs.items()]:
             home = view.clusters.get(cluster)
             client = self._member.clients.get(cluster)
@@ -110,6 +111,8 @@ class Housekeeping:
                 continue
             topic = view.topics.get(name)
             if topic is None:
+                if name in leaving:
+                    continue  # positions on it are still to be read
                 await self._topics.drop_stubs(name)
                 continue
             if topic.cluster == cluster:

@@ -32,6 +32,7 @@ GROUP_HOMES = "view/homes/groups/"
 TRANSACTION_HOMES = "view/homes/transactions/"
 STUBS = "view/stubs/"
 OPERATIONS = "view/operations/"
+EJECTED = "view/ejected/"  # <cluster>/<topic>
 LINKS = "view/links/"  # <source>/<target>
 MIRRORS = "view/mirrors/"  # <target>/<topic>/<source>
 WORKERS = "workers/registered/"
@@ -150,6 +151,19 @@ class HomeRecord(_Record, frozen=True):
     carry: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
     move: HomeMove | None = None
+
+
+class EjectedRecord(_Record, frozen=True):
+    """A physical topic that has left the federation, and is not to be adopted again: this one, by its id. While it is
+    leaving, `record` is what the federation knew of it, and its stubs stay. Unix seconds."""
+
+    topic: str
+    cluster: str
+    topic_id: str
+    operation: str
+    at: float
+    by: str
+    record: TopicRecord | None = None
 
 
 class StubRecord(_Record, frozen=True):
@@ -390,6 +404,10 @@ def is_internal(topic: str) -> bool:
 
 def stub_key(cluster: str, topic: str) -> str:
     return f"{STUBS}{cluster}/{topic}"
+
+
+def ejected_key(cluster: str, topic: str) -> str:
+    return f"{EJECTED}{cluster}/{topic}"
 
 
 def link_key(source: str, target: str) -> str:

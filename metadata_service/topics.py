@@ -222,6 +222,8 @@ class Topics:
                 return
             answered.add(client.name)
             for name, topic in topics.items():
+                if self._following.view.is_ejected(client.name, topic):
+                    continue
                 found.setdefault(name, {})[client.name] = topic
 
         async with trio.open_nursery() as nursery:

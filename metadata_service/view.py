@@ -13,6 +13,7 @@ from metadata_service.models import (
     STRIDE,
     AddressBook,
     ClusterRecord,
+    EjectedRecord,
     FeaturesRecord,
     FederationRecord,
     HomeRecord,
@@ -127,6 +128,7 @@ class View:
     transactions: Mapping[str, HomeRecord] = field(default_factory=dict)
     stubs: Mapping[tuple[str, str], StubRecord] = field(default_factory=dict)  # by (cluster, topic)
     operations: Mapping[str, OperationRecord] = field(default_factory=dict)
+    ejected: Mapping[tuple[str, str], EjectedRecord] = field(default_factory=dict)  # by (cluster, topic)
     links: Mapping[tuple[str, str], LinkRecord] = field(default_factory=dict)  # by (source, target)
     mirrors: Mapping[tuple[str, str, str], MirrorRecord] = field(default_factory=dict)  # by (target, topic, source)
     migrations: Mapping[str, MigrationRecord] = field(default_factory=dict)  # by operation
@@ -140,6 +142,11 @@ class View:
         if found is None or (found.id != topic.physical_id and found.id != _NO_ID):
             return None  # a topic re-created behind our back is another topic
         return found
+
+    def is_ejected(self, cluster: str, topic: PhysicalTopic) -> bool:
+        """Whether this physical topic has left the federation; another one of its name has not."""
+        mark = self.ejected.get((cluster, topic.name))
+        return mark is not None and topic.id.hex() == mark.topic_id
 
     def cluster_of_node(self, node: int) -> tuple[ClusterView, int] | None:
         """(cluster, physical broker id) of a virtual node id, or None."""

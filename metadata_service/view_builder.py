@@ -18,6 +18,7 @@ from metadata_service import models
 from metadata_service.models import (
     AddressBook,
     ClusterRecord,
+    EjectedRecord,
     FeaturesRecord,
     FederationRecord,
     HomeRecord,
@@ -132,6 +133,9 @@ def _change(draft: _Draft, key: str, value: bytes | None, snapshots: Mapping[str
     elif key.startswith(models.STUBS):
         cluster, _, topic = key[len(models.STUBS) :].partition("/")
         draft.keep("stubs", (cluster, topic), _decoded(StubRecord, key, value))
+    elif key.startswith(models.EJECTED):
+        cluster, _, topic = key[len(models.EJECTED) :].partition("/")
+        draft.keep("ejected", (cluster, topic), _decoded(EjectedRecord, key, value))
     elif key.startswith(models.LINKS):
         source, _, target = key[len(models.LINKS) :].partition("/")
         draft.keep("links", (source, target), _decoded(LinkRecord, key, value))
