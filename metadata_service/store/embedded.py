@@ -176,8 +176,9 @@ class EmbeddedBackend:
         return EmbeddedWatch(self, prefix, from_revision)
 
     async def aclose(self) -> None:
-        while self._idle:
-            await self._idle.pop().aclose()
+        with trio.CancelScope(shield=True):  # all of them, also where this is cancelled; it does not wait
+            while self._idle:
+                await self._idle.pop().aclose()
 
     def _range(self, reply: Reply) -> Range:
         if not isinstance(reply, Items):
