@@ -35,6 +35,8 @@ log = logging.get(__name__)
 
 PROBE_FOR = 0.5  # seconds a change of configuration may take to come to all leaders, before it is asked for again
 CONNECTIONS = 3  # questions to a broker at the same moment
+MAX_MESSAGE, DEFAULT_MAX_MESSAGE = "max.message.bytes", 1_048_588
+
 Changing = asked.OpenCopy | asked.Close | asked.CloseCopy | asked.Reopen | asked.SetFinal
 
 
@@ -111,7 +113,7 @@ class Carrying:
                 case asked.Reopen():
                     alters.setdefault(one.cluster, {})[one.topic] = one.saved
                 case asked.OpenCopy():
-                    first.append(partial(self._open_copy, one))
+                    first.append(partial(self._open_copy, record.source, one))
                 case asked.CloseCopy():
                     copies.append(one)
                 case asked.SetFinal():
@@ -181,11 +183,15 @@ class Carrying:
     async def _alter(self, cluster: str, values: Mapping[str, Mapping[str, str | None]]) -> None:
         await changing.alter(self._hands, self._client(cluster), values)
 
-    async def _open_copy(self, one: asked.OpenCopy) -> None:
+    async def _open_copy(self, source: str, one: asked.OpenCopy) -> None:
+        """A copy takes what its source does: where that takes more than is usual, it has to be said."""
         client = self._client(one.cluster)
         found = (await asking.settings(client, [one.topic])).get(one.topic)
         if found is not None and looks_closed(found):
-            await changing.alter(self._hands, client, {one.topic: dict.fromkeys(CLOSED)})
+            theirs = (await asking.settings(self._client(source), [one.topic])).get(one.topic, {}).get(MAX_MESSAGE)
+            more = theirs is not None and int(theirs) > DEFAULT_MAX_MESSAGE
+            values = {**dict.fromkeys(CLOSED), MAX_MESSAGE: theirs if more else None}
+            await changing.alter(self._hands, client, {one.topic: values})
 
     async def _create(self, one: asked.CreateMirror) -> None:
         await mirrors.create(self._member.store, self._guarded(), self._member.view, one)

@@ -33,7 +33,9 @@ from runtime import logging
 log = logging.get(__name__)
 
 COPYING = frozenset({"copying", "caught_up"})
-STOPPED = frozenset({"truncated", "recreated", "missing", "occupied", "target_lost", "corrupt", "refused"})
+STOPPED = frozenset(
+    {"truncated", "recreated", "missing", "occupied", "incomplete", "target_lost", "corrupt", "refused"}
+)
 """Conditions in which a partition stays until somebody decides (`replicator.states`)."""
 
 
@@ -51,6 +53,8 @@ def copy_of(
     newest: dict[int, tuple[float, PartitionReport]] = {}
     problems: list[str] = []
     for report in reports:
+        if (report.operation, report.generation) != (mirror.operation, mirror.generation):
+            continue  # of an earlier mirror
         problems += report.problems
         for index, one in report.partitions.items():
             if index not in newest or newest[index][0] < report.at:
@@ -89,7 +93,7 @@ async def create(store: Store, guard: Unchanged, view: View, command: CreateMirr
         command.target,
         command.operation,
         rebuild=command.rebuild,
-        revision=max(one.mod_revision for one in (led, found, seen) if one is not None) + 1,
+        revision=(await store.range(key)).revision,
         created=time.time(),
     )
     if wanted is None or wanted == known:
