@@ -54,6 +54,9 @@ class Office(Protocol):
     async def group_move(self, name: str, cluster: str, apply: bool, by: str) -> Document:
         """What moving a group's home means, or with `apply` and without problems, begin it."""
 
+    async def eject(self, name: str, undo: bool, apply: bool, by: str) -> Document:
+        """What it means that a topic leaves the federation, or with `apply`, begin it; `undo`: take it back."""
+
     async def mirrors(self, topic: str | None = None) -> Document:
         """All mirrors with their partitions, or those of a topic (NotFound: it has none)."""
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 import trio
 
-from admin import home_moves, migrated, migrations, mirrored, mirrors, processes
+from admin import ejects, home_moves, migrated, migrations, mirrored, mirrors, processes
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
 from admin.core import Core
 from admin.offsets import Offsets
@@ -168,6 +168,23 @@ class FederationOffice:
         document = plan.document(identifier)
         if identifier is not None:
             await self._record(by, "group move home", home_moves.short(document), {"operation": identifier})
+        return document
+
+    async def eject(self, name: str, undo: bool, apply: bool, by: str) -> Document:
+        facts = await self._facts()
+        member, _ = self._open()
+        with _store_errors():
+            if undo:
+                document = await ejects.take_back(member, name, apply)
+                if apply:
+                    await self._record(by, "eject undo", {"topic": name}, document)
+                return document
+            if not apply:
+                return (await ejects.plan_eject(member, facts, name)).document()
+            plan, identifier = await ejects.begin_eject(member, facts, name, by)
+        document = plan.document(identifier)
+        if identifier is not None:
+            await self._record(by, "eject", document, {"operation": identifier})
         return document
 
     async def proxies(self) -> Document:

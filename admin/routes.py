@@ -188,6 +188,30 @@ ROUTES = (
         takes={"cluster": "its new home", "apply": "true: do it"},
         changes=True,
     ),
+    Route(
+        "POST",
+        "/topics/{name}/eject",
+        "Let a topic leave the federation, without waiting for it: its groups' positions are written, as its cluster "
+        "counts them, where it is; a plan unless `apply`",
+        lambda office, asked: office.eject(asked.path["name"], asked.flag("undo"), asked.flag("apply"), asked.by),
+        gives={
+            "topic": "its name",
+            "cluster": "where it is and stays",
+            "partitions": "how many",
+            "moved": "whether its offsets there are others than those that clients know",
+            "groups": "list of `{group, home, positions, written, below_log_start}`; `written`: how many positions its "
+            "cluster lacks and gets",
+            "notes": "sentences",
+            "problems": "sentences that name the way out; with any, nothing is done",
+            "applied": "whether it was begun",
+            "operation": "its id, once it is begun; its steps: leave, wait, commits, done or failed",
+        },
+        takes={
+            "undo": "true: take an ejected topic back, as one that the federation does not know",
+            "apply": "true: do it",
+        },
+        changes=True,
+    ),
     Route("GET", "/proxies", "The proxy workers", lambda office, _: office.proxies()),
     Route("GET", "/mirrors", "The mirrors, with their partitions", lambda office, _: office.mirrors()),
     Route("GET", "/mirrors/{name}", "The mirrors of a topic", lambda office, asked: office.mirrors(asked.path["name"])),

@@ -54,6 +54,13 @@ def parser() -> argparse.ArgumentParser:
         help="move NAME's home there with its commits, while it is in use; with --wait it returns when the new home "
         "serves; a plan without --apply",
     )
+    eject = command(
+        "eject",
+        "let a topic leave the federation: its groups' positions become physical ones; a plan without --apply",
+        more="With --wait it returns when the topic is an ordinary one of its cluster.",
+    )
+    eject.add_argument("topic", metavar="TOPIC", help="its name")
+    eject.add_argument("--undo", action="store_true", help="take an ejected topic back; at once, with --apply")
     mirrors = command("mirrors", "the mirrors with their lag, or those of a topic by partition")
     mirrors.add_argument("name", metavar="TOPIC", nargs="?", help="a topic")
     mirror = command("mirror", "create or remove mirrors of topics between clusters")

@@ -1,4 +1,4 @@
-"""`groups NAME --move-home CLUSTER`: the plan, and how far it is."""
+"""`groups NAME --move-home CLUSTER`, and `eject TOPIC`: the plan, and how far it is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from cli.usage import DONE, FAILED, Usage
 AWAY = 60.0  # seconds the admin API may be away while something is waited for
 POLL = 0.2
 LONGEST = 300.0  # the operation ends by itself long before
-SERVED = ("clean", "done")
+SERVED = ("clean", "done")  # the new home serves
+OUT = ("done",)
 STEPS = {
     "prepare": "what the new home lacks is made",
     "gather": "members commit and rejoin",
@@ -24,6 +25,9 @@ STEPS = {
     "copy": "positions are copied",
     "undo": "it is given up",
     "clean": "the new home serves; the old one is being emptied",
+    "leave": "it leaves the records",
+    "wait": "every proxy has to know",
+    "commits": "positions are written",
 }
 MEMBERS: tuple[Column, ...] = (
     ("member", lambda row: row["instance"] or row["member"]),
@@ -40,7 +44,40 @@ TOPICS: tuple[Column, ...] = (
 )
 
 
+GROUPS: tuple[Column, ...] = (
+    ("group", "group"),
+    ("home", "home"),
+    ("positions", "positions"),
+    ("written", "written"),
+    ("below log start", "below_log_start"),
+)
+
+
 def run(options: argparse.Namespace) -> int:
+    return _eject(options) if options.command == "eject" else _move(options)
+
+
+def _eject(options: argparse.Namespace) -> int:
+    path = f"topics/{urllib.parse.quote(options.topic, safe='')}/eject"
+    result = ask(options, path, "POST", {"undo": options.undo, "apply": options.apply})
+    if options.undo:
+        if options.json:
+            output.document(result)
+        elif result["applied"]:
+            print(f"{result['topic']}: the federation may have it again, from {', '.join(result['clusters'])}")
+        else:
+            print(f"{result['topic']}: taken back from {', '.join(result['clusters'])}; do it with --apply.")
+        return DONE
+    if not options.json:
+        output.fields((key, result[key]) for key in ("topic", "cluster", "partitions", "moved"))
+        if result["groups"]:
+            print()
+            table(GROUPS, result["groups"])
+        _sentences(result)
+    return _begun(options, result, OUT, f"{result['topic']}: an ordinary topic of {result['cluster']} now")
+
+
+def _move(options: argparse.Namespace) -> int:
     if options.name is None:
         raise Usage("groups --move-home needs the NAME of a group")
     if options.home is not None:
@@ -49,13 +86,20 @@ def run(options: argparse.Namespace) -> int:
     result = ask(options, path, "POST", {"cluster": options.move_home, "apply": options.apply})
     if not options.json:
         _plan(result)
+    return _begun(options, result, SERVED, f"{result['group']}: at home on {result['home']['to']}")
+
+
+def _begun(options: argparse.Namespace, result: dict[str, Any], good: tuple[str, ...], done: str) -> int:
+    """Waits where that is wanted; `done` is said at the end, at one of the `good` steps."""
     status = FAILED if result["problems"] else DONE
     if result["applied"] and options.wait:
-        ended = _wait(options, result["operation"])
+        ended = _wait(options, result["operation"], good)
         result = {**result, "ended": ended}
-        status = DONE if ended["step"] in SERVED else FAILED
+        reason = ended["result"].get("reason")
+        status = DONE if ended["step"] in good else FAILED
         if not options.json:
-            _ended(result, ended)
+            said = done if status == DONE else "It is as it was"
+            print(f"\n{said}" + (f": {reason}" if reason else ""))
     elif not options.json and result["applied"]:
         print(f"\nBegun: kfed operations {result['operation']}")
     if options.json:
@@ -80,6 +124,10 @@ def _plan(result: dict[str, Any]) -> None:
         if rows:
             print(f"\n{title}")
             table(columns, rows)
+    _sentences(result)
+
+
+def _sentences(result: dict[str, Any]) -> None:
     for title in ("notes", "problems"):
         if result[title]:
             print()
@@ -89,16 +137,8 @@ def _plan(result: dict[str, Any]) -> None:
         print("\nNothing was changed" + ("." if result["problems"] else "; do it with --apply."))
 
 
-def _ended(result: dict[str, Any], ended: dict[str, Any]) -> None:
-    reason = ended["result"].get("reason")
-    if ended["step"] in SERVED:
-        print(f"\n{result['group']}: at home on {result['home']['to']}" + (f"; but {reason}" if reason else ""))
-    else:
-        print(f"\n{result['group']}: still at home on {result['home']['from']}: {reason or ended['state']}")
-
-
-def _wait(options: argparse.Namespace, identifier: str) -> dict[str, Any]:
-    """Until the new home serves, or it has ended otherwise. Raises ApiError."""
+def _wait(options: argparse.Namespace, identifier: str, good: tuple[str, ...]) -> dict[str, Any]:
+    """Until it is at one of these steps, or has ended otherwise. Raises ApiError."""
     begun = time.monotonic()
     away_since: float | None = None
     shown = ""
@@ -113,7 +153,7 @@ def _wait(options: argparse.Namespace, identifier: str) -> dict[str, Any]:
                 raise
         else:
             away_since = None
-            if now["step"] in SERVED or now["state"] != "running":
+            if now["step"] in good or now["state"] != "running":
                 return now
             if not options.json and now["step"] != shown:
                 shown = now["step"]

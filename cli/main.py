@@ -28,7 +28,7 @@ def _command(options: argparse.Namespace) -> int:
         from cli import change
 
         return change.run(options)
-    if getattr(options, "move_home", None) is not None:
+    if options.command == "eject" or getattr(options, "move_home", None) is not None:
         from cli import homes
 
         return homes.run(options)

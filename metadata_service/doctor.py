@@ -164,6 +164,13 @@ def _stubs(facts: Facts) -> Iterator[Finding]:
             yield Finding("error", "stand-in", name, text, "see the controller's log; it tries again")
 
 
+def _ejected(facts: Facts) -> Iterator[Finding]:
+    for (cluster, name), mark in sorted(facts.view.ejected.items()):
+        if mark.record is None:
+            text = f"{cluster} has it, and it has left the federation: clients of the endpoint do not see it"
+            yield Finding("note", "ejected", name, text, _command("eject", name, "--undo --apply"))
+
+
 def _groups(facts: Facts) -> Iterator[Finding]:
     for kind, homes in (("group", facts.view.groups), ("transactional id", facts.view.transactions)):
         for name, home in sorted(homes.items()):
@@ -227,6 +234,7 @@ _LOOKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _topics,
     _stubs,
     _groups,
+    _ejected,
     _drift,
     _bypassing,
     _workers,
