@@ -136,7 +136,9 @@ class Running:
         """One decision. Whether the record may be another one now. Raises StoreError, Deposed."""
         record, now = known.value, boottime()
         if known.revision != self._seen.revision:
-            self._seen = Seen(known.revision)
+            # Who has closed the copies takes its name out then: that would else be a reason to close them again.
+            closed = self._seen.closed_copies if record.step == "lift" else set()
+            self._seen = Seen(known.revision, closed_copies=closed)
             self._last, self._pause = None, 0.0
             self._times.saw(record, now)
             self._foresee(known, nursery)
