@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from admin.contract import Document
 from admin.mirrored import Seen, condition, seen
 from metadata_service.doctor import SHOWN, Finding
-from metadata_service.models import OperationRecord, WorkerRecord, process_name
+from metadata_service.models import WorkerRecord, process_name
 from metadata_service.operations.migration import STEPS, abortable
 from metadata_service.operations.records import BEFORE_SWITCH, ENDED, Hold, MigrationRecord
 from metadata_service.status import Facts
@@ -48,7 +48,7 @@ def progress(facts: Facts, identifier: str) -> Document | None:
         "wanted": record.wanted,
         "attempt": record.attempt,
         "reason": record.reason or None,
-        "waits": result.get("waits") or None,
+        "waits": facts.waits.get(identifier) if record.step not in ENDED else None,
         "served": served(record),
         "abortable": record.step not in ENDED and abortable(record),
         "serving": record.source
@@ -122,7 +122,7 @@ def _states(facts: Facts) -> Iterator[Finding]:
             continue
         if record.step in ENDED:
             continue
-        waits = _waits(facts.view.operations.get(identifier))
+        waits = f" ({facts.waits[identifier]})" if identifier in facts.waits else ""
         if record.wanted == "pause":
             text = f"moving {names} to {record.target} is paused at {record.step}"
             yield Finding("note", "migration", identifier, text, f"kfed operations {identifier} --resume")
@@ -165,11 +165,6 @@ def _described(worker: WorkerRecord) -> str:
 
 def _dead(key: str) -> str:
     return f"start it again, or if it is certainly dead; kfed proxies --dead {shlex.quote(key)} --apply"
-
-
-def _waits(operation: OperationRecord | None) -> str:
-    waits = operation.result.get("waits") if operation is not None else None
-    return f" ({waits})" if waits else ""
 
 
 def _names(topics: Iterable[str]) -> str:

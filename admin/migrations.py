@@ -266,7 +266,7 @@ class Planning:
         one = seen(self._facts).get((target, topic, source))
         stopped = [part.condition for part in one.partitions.values() if part.condition in STOPPED] if one else []
         link = self._view.links.get((source, target))
-        out = [f"{topic}: its mirror to {target} has stopped ({word}); see kfed mirrors {topic}" for word in stopped[:1]]
+        out = [f"{topic}: its mirror to {target} is {word}; see kfed mirrors {topic}" for word in stopped[:1]]
         if link is not None and link.state == "paused":
             out.append(f"{topic}: the link {source} -> {target} is paused; resume it first")
         return out

@@ -49,6 +49,7 @@ COPIERS = "replicator/workers/"  # <instance>/<worker>, bound to its lease: who 
 REPORTS = "replicator/reports/"  # <instance>/<worker>/<target>/<topic>/<source>
 FINISHED = "replicator/finished/"  # <target>/<topic>/<source>/<unit>
 MIRRORS_CHANGED = "replicator/changed"  # written whenever mirrors are created: what may be depends on the others
+WAITS = "migrations/waits/"  # <operation>: what it waits for, for people
 TOMBSTONES = "tombstones/"  # physical topic ids just deleted, for a minute: a slow broker may still name them
 
 
@@ -278,6 +279,12 @@ class OperationRecord(_Record, frozen=True):
     by: str
     plan: dict[str, object] = {}
     result: dict[str, object] = {}
+
+
+class WaitsRecord(_Record, frozen=True):
+    """What an operation waits for, as a sentence. Nobody decides by it."""
+
+    text: str
 
 
 class ChangeRecord(_Record, frozen=True):

@@ -19,6 +19,7 @@ from metadata_service.models import (
     INVENTORY,
     LEASES,
     REPORTS,
+    WAITS,
     WORKERS,
     AssignmentRecord,
     AuditRecord,
@@ -29,6 +30,7 @@ from metadata_service.models import (
     OperationRecord,
     ReportRecord,
     TopicRecord,
+    WaitsRecord,
     WorkerRecord,
     is_internal,
 )
@@ -55,6 +57,7 @@ class Facts:
     controller: ControllerRecord | None = None
     assignments: Mapping[str, AssignmentRecord] = field(default_factory=dict)  # by the rest of their keys
     reports: Mapping[str, ReportRecord] = field(default_factory=dict)  # likewise
+    waits: Mapping[str, str] = field(default_factory=dict)  # migration -> what it waits for
 
 
 async def read_facts(store: Store, view: View, age: float | None = None) -> Facts:
@@ -71,6 +74,9 @@ async def read_facts(store: Store, view: View, age: float | None = None) -> Fact
         controller=await read(store, CONTROLLER, ControllerRecord),
         assignments=await read_all(store, ASSIGNMENTS, AssignmentRecord) if view.mirrors else {},
         reports=await read_all(store, REPORTS, ReportRecord) if view.mirrors else {},
+        waits={name: one.text for name, one in (await read_all(store, WAITS, WaitsRecord)).items()}
+        if view.migrations
+        else {},
     )
 
 

@@ -72,6 +72,11 @@ class Running:
         self._waits = ""
 
     @property
+    def waits(self) -> str:
+        """What it waits for, for people."""
+        return self._waits
+
+    @property
     def me(self) -> str:
         return process_name(self._member.registration.record)
 
@@ -152,6 +157,7 @@ class Running:
             decision = Decision(waits=why)
             self._carry(known, (), nursery, prepare=True)
         if decision.commit is not None:
+            self._waits = ""
             await self._commit(known, decision.commit, facts)
             return True
         if decision.waits != self._waits:

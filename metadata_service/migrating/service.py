@@ -10,6 +10,7 @@ from metadata_service.member import Member
 from metadata_service.migrating.hands import Hands
 from metadata_service.migrating.ledger import Ledger
 from metadata_service.migrating.runner import Running
+from metadata_service.migrating.telling import Telling
 from metadata_service.migrating.tidying import Tidying, confirming
 from metadata_service.models import OperationRecord
 from metadata_service.store.clock import Backoff
@@ -50,6 +51,7 @@ class Migrating:
                 ledger = Ledger(self._member)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(ledger.run)
+                    nursery.start_soon(Telling(self._member.store, self.running, guard).run)
                     self._ledger = ledger
                     self._leading.set()
                     await self._tidy(Tidying(self._member, ledger, self.hands, guard), pace)
