@@ -66,6 +66,10 @@ class Office(Protocol):
     async def mirror_remove(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
         """Likewise for removing them. Returns when they are gone."""
 
+    async def mirror_state(self, action: str, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        """Likewise for `pause`, `resume` and `rebuild`; the first two without topics concern the links. Returns at
+        once (NotFound: another action)."""
+
     async def offset(self, topic: str, partition: int, offset: int, source: str, target: str) -> Document:
         """The offset on cluster `target` of the record at an offset on `source`, both physical."""
 

@@ -19,7 +19,9 @@ COPYING = frozenset({"running", "finishing"})
 # The condition of a mirror is that of its partitions which comes first here, after those that stop.
 _ORDER = (Condition.STARTING, Condition.COPYING, Condition.CAUGHT_UP)
 _BEGUN = frozenset({Condition.COPYING.value, Condition.CAUGHT_UP.value})
-_ANEW = frozenset({Condition.TRUNCATED, Condition.RECREATED, Condition.TARGET_LOST, Condition.OCCUPIED})
+_ANEW = frozenset(
+    {Condition.TRUNCATED, Condition.RECREATED, Condition.TARGET_LOST, Condition.OCCUPIED, Condition.INCOMPLETE}
+)
 
 
 @dataclass(slots=True)

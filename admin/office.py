@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 import trio
 
-from admin import ejects, home_moves, migrated, migrations, mirrored, mirrors, processes
+from admin import ejects, home_moves, migrated, migrations, mirror_states, mirrored, mirrors, processes
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
 from admin.core import Core
 from admin.offsets import Offsets
@@ -270,6 +270,14 @@ class FederationOffice:
         member, _ = self._open()
         with _store_errors():
             return await mirrors.remove_asked(member, asked, apply, partial(self._record, by))
+
+    async def mirror_state(self, action: str, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        member, _ = self._open()
+        for known in mirror_states.ACTIONS:
+            if known == action:
+                with _store_errors():
+                    return await mirror_states.asked(member, known, asked, apply, partial(self._record, by))
+        raise NotFound(f"mirror {action}")
 
     async def offset(self, topic: str, partition: int, offset: int, source: str, target: str) -> Document:
         member, _ = self._open()

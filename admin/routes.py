@@ -120,6 +120,10 @@ async def _import(office: Office, asked: Asked) -> Document:
     return await office.store_import(exported, asked.by)
 
 
+def _mirror_state(action: str) -> Answer:
+    return lambda office, asked: office.mirror_state(action, asked.body, asked.flag("apply"), asked.by)
+
+
 _MIRRORS = {
     "topics": "names, or regular expressions for whole names",
     "from": "the cluster they come from",
@@ -241,6 +245,27 @@ ROUTES = (
         },
         takes={**_MIRRORS, "delete_copy": "true: delete the targets' topics as well"},
         changes=True,
+    ),
+    *(
+        Route(
+            "POST",
+            f"/mirror/{action}",
+            what,
+            _mirror_state(action),
+            gives={
+                "mirrors": "list of `{topic, source, target, mode, state: {from, to}, again}`; `again`: offsets of the "
+                "source that a rebuild copies once more",
+                "links": "list of `{source, target, state: {from, to}}`, where no topics were named",
+                **_MIRROR_PLAN,
+            },
+            takes=_MIRRORS,
+            changes=True,
+        )
+        for action, what in (
+            ("pause", "Let mirrors rest, or without topics whole links; a plan unless `apply`"),
+            ("resume", "Let mirrors go on, or without topics whole links; a plan unless `apply`"),
+            ("rebuild", "Have copies emptied and filled anew; a plan unless `apply`"),
+        )
     ),
     Route(
         "GET",

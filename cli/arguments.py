@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     eject.add_argument("--undo", action="store_true", help="take an ejected topic back; at once, with --apply")
     mirrors = command("mirrors", "the mirrors with their lag, or those of a topic by partition")
     mirrors.add_argument("name", metavar="TOPIC", nargs="?", help="a topic")
-    mirror = command("mirror", "create or remove mirrors of topics between clusters")
+    mirror = command("mirror", "create, pause, rebuild or remove mirrors of topics between clusters")
     actions = mirror.add_subparsers(dest="action", metavar="ACTION", required=True)
     create = actions.add_parser(
         "create", help="copy topics from now on; returns when they copy; a plan without --apply"
@@ -78,6 +78,12 @@ def parser() -> argparse.ArgumentParser:
     remove = actions.add_parser("remove", help="copy topics no longer; a plan without --apply")
     _mirror(remove)
     remove.add_argument("--delete-copy", action="store_true", help="delete the targets' topics, with their records")
+    for action, what in (
+        ("pause", "let mirrors rest, or without a TOPIC whole links; a plan without --apply"),
+        ("resume", "let them go on; a plan without --apply"),
+        ("rebuild", "have copies emptied and filled anew; a plan without --apply"),
+    ):
+        _mirror(actions.add_parser(action, help=what), several="+" if action == "rebuild" else "*")
     proxies = command("proxies", "the proxy workers, what they hold and what they have acknowledged")
     proxies.add_argument(
         "--dead",
@@ -195,9 +201,9 @@ def _migrate(into: argparse.ArgumentParser) -> None:
     )
 
 
-def _mirror(into: argparse.ArgumentParser) -> None:
+def _mirror(into: argparse.ArgumentParser, several: str = "+") -> None:
     into.add_argument(
-        "topics", metavar="TOPIC", nargs="+", help="a name, or a regular expression for whole names ('orders.*')"
+        "topics", metavar="TOPIC", nargs=several, help="a name, or a regular expression for whole names ('orders.*')"
     )
     into.add_argument("--from", dest="source", metavar="CLUSTER", required=True, help="where they come from")
     into.add_argument(

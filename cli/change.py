@@ -99,7 +99,7 @@ def _mirror(options: argparse.Namespace) -> int:
     }
     if options.action == "create":
         body["rate"] = options.rate
-    else:
+    elif options.action == "remove":
         body["delete_copy"] = options.delete_copy
     result = ask(options, f"mirror/{options.action}", "POST", body)
     if result["applied"] and result["waiting"]:

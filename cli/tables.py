@@ -125,6 +125,8 @@ MIRROR_PLAN: tuple[Column, ...] = (
     ("target", lambda row: TARGETS.get(row.get("target_topic", ""), row.get("target_topic"))),
     ("partitions become", "expand_to"),
     ("copy", "copy"),
+    ("state", lambda row: _turn(row.get("state"))),
+    ("copied again", lambda row: row.get("again")),
     ("notes", "notes"),
 )
 MIRRORS: tuple[Column, ...] = (
@@ -194,7 +196,10 @@ def mirror_plan(document: Document) -> None:
         more = f" and {len(targets) - 3} more" if len(targets) > 3 else ""
         print(f"\nconfiguration of {text(targets[:3])}{more}")
         table((("setting", "setting"), ("value", "value")), [{"setting": name, "value": one} for name, one in settings])
-    rates = [one for one in document.get("links", []) if one["rate"]["from"] != one["rate"]["to"]]
+    for one in document.get("links", []):
+        if "state" in one:
+            print(f"link {one['source']} -> {one['target']}: {_turn(one['state'])}")
+    rates = [one for one in document.get("links", []) if "rate" in one and one["rate"]["from"] != one["rate"]["to"]]
     for one in rates:
         before, after = (speed(value) or "no limit" for value in (one["rate"]["from"], one["rate"]["to"]))
         print(f"\nrate of {one['source']} -> {one['target']}: {before} becomes {after}")
@@ -208,6 +213,10 @@ def mirror_plan(document: Document) -> None:
             print(f"- {name}: {text(why)}")
     else:
         print("\nDone." if document["applied"] else "\nNothing was changed; do it with --apply.")
+
+
+def _turn(state: Mapping[str, str] | None) -> str | None:
+    return None if state is None else f"{state['from']} becomes {state['to']}"
 
 
 def size(value: object) -> str | None:
