@@ -8,21 +8,16 @@ is still judged by an older one, or something that was passed on before has no a
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import msgspec
 import trio
 
-from kafka_client import ClientError, ClusterClient
-from kafka_client.cluster import TRANSACTION
+from kafka_client import ClusterClient
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from kafka_wire.produce_view import TOPIC_IDS_FROM
 from metadata_service.following import Following
-from metadata_service.models import worker_key
 from metadata_service.operations.fence import (
     Action,
     Answer,
@@ -35,16 +30,17 @@ from metadata_service.operations.fence import (
     Write,
     fetch_error,
 )
-from metadata_service.operations.records import ENDED, HOLD_REPORTS, HoldReport, MigrationRecord
-from metadata_service.records import encode
+from metadata_service.operations.records import ENDED, MigrationRecord
 from metadata_service.registration import Registration
-from metadata_service.store.clock import Backoff, boottime
-from metadata_service.store.contract import Delete, LeaseExpired, Put, Store, StoreError
+from metadata_service.store.clock import boottime
+from metadata_service.store.contract import Store
 from metadata_service.view import ServedTopic, View
 from offset_sync.guard import Verdict
 from proxy.apis.transactions import note_refused
 from proxy.moving.contract import UNKNOWN, Guards
-from proxy.moving.writes import ClientWrites, Part, Request, first_batch
+from proxy.moving.reporting import Known, Reporting
+from proxy.moving.transactions import OpenTransactions
+from proxy.moving.writes import ClientWrites, Part, Request
 from proxy.session import responses
 from proxy.session.session import Kind, Session, Slot
 from runtime import logging
@@ -56,31 +52,14 @@ TICK = 0.1  # seconds, while anything is held or a hold is recorded
 COUNTED = 1.0  # seconds between two reports that differ in nothing but how much was forwarded
 JUDGED = frozenset((0, 2, 21, 23, 24, 28))  # APIs that are judged by where topics are: a hold waits for those at work
 API_VERSIONS = 18
-DESCRIBE_TRANSACTIONS = 65
 ABORTABLE_FROM = 11  # of Produce: who speaks it knows TRANSACTION_ABORTABLE (KIP-890)
 TOPIC_DENIED = ERROR.TOPIC_AUTHORIZATION_FAILED
-REMEMBERED = 20_000  # transactions that are known to go on
 
 
 class Lifting(Protocol):
     """Ends a hold without a switch, and opens the source again (`proxy.moving.lifting`)."""
 
     async def lift(self, migration: MigrationRecord, revision: int) -> None: ...
-
-
-@dataclass(slots=True)
-class _Known:
-    """What is kept of one migration besides the fence's own. `waits`: requests and connections whose answers show that
-    nothing passed on before the hold is on its way to the source any longer."""
-
-    attempt: int = -1
-    waits: set[object] = field(default_factory=set)
-    counted: int = 0  # forwarded writes not reported yet
-    reported: HoldReport | None = None
-    reported_at: float = 0.0
-    loading: trio.CancelScope | None = None
-    lifting: bool = False
-    switched: float = 0.0  # monotonic; when the switch was learned
 
 
 class WorkerFence:
@@ -109,15 +88,15 @@ class WorkerFence:
         self._counters = metrics.fence
         self._lifting = lifting
         self._clients = clients
-        self._going_on: OrderedDict[tuple[str, str, int, int], None] = OrderedDict()
+        self._open = OpenTransactions()
         self._clock = clock
         self._parts: dict[int, Part] = {}
         self._calls: dict[int, _Call] = {}
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, Known] = {}
         self._parked: dict[str, set[tuple[Session, Slot]]] = {}
         self._number = 0
         self._nursery: trio.Nursery | None = None
-        self._poked = trio.Event()
+        self._reports = Reporting(store, registration, self.fence, self._known, self.record, self._oldest_judged)
         registration.on_renewal(self._renewed)
         following.on_view(self._view_changed)
 
@@ -127,7 +106,7 @@ class WorkerFence:
             for identifier in list(self._known):
                 self._load(identifier)
             self._nursery.start_soon(self._tick)
-            await self._report()
+            await self._reports.run(self._forget)
 
     # -- what becomes known ---------------------------------------------------------------------------------------
 
@@ -140,7 +119,7 @@ class WorkerFence:
             if known is None and record.step in ENDED:
                 continue
             if known is None:
-                known = self._known[identifier] = _Known()
+                known = self._known[identifier] = Known()
             self._note(known, record)
             out += self.fence.learned(record, revision, now)
             self._load(identifier)
@@ -151,7 +130,7 @@ class WorkerFence:
         if self._known:
             self.poke()
 
-    def _note(self, known: _Known, record: MigrationRecord) -> None:
+    def _note(self, known: Known, record: MigrationRecord) -> None:
         if record.hold in ("draining", "held") and known.attempt != record.attempt:
             known.attempt = record.attempt
             self._watch(known, record)
@@ -163,7 +142,7 @@ class WorkerFence:
                 known.loading.cancel()
                 known.loading = None
 
-    def _watch(self, known: _Known, record: MigrationRecord) -> None:
+    def _watch(self, known: Known, record: MigrationRecord) -> None:
         """What was passed on to the source before this hold counts as on its way until it is answered."""
         for session in self._sessions():
             if session.cluster != record.source:
@@ -181,12 +160,12 @@ class WorkerFence:
                 if self._nursery is not None:
                     self._nursery.start_soon(self._barrier, known, session)
 
-    async def _await(self, known: _Known, mark: object, done: trio.Event) -> None:
+    async def _await(self, known: Known, mark: object, done: trio.Event) -> None:
         await done.wait()
         known.waits.discard(mark)
         self.poke()
 
-    async def _barrier(self, known: _Known, session: Session) -> None:
+    async def _barrier(self, known: Known, session: Session) -> None:
         """Nothing answers acks=0; but a broker works a connection off in order."""
         try:
             slot = await session.ask(API_VERSIONS, 0, {}, crowded=True)
@@ -226,7 +205,7 @@ class WorkerFence:
 
     def poke(self) -> None:
         """Something may have changed that is to be reported."""
-        self._poked.set()
+        self._reports.poke()
 
     @property
     def active(self) -> bool:
@@ -237,16 +216,6 @@ class WorkerFence:
     def fresh(self) -> bool:
         return self.fence.fresh(self._clock())
 
-    async def _tick(self) -> None:
-        while True:
-            self.fence.saw(self._following.complete())
-            if self._known:
-                self._carry(self.fence.tick(self._clock()))
-                self.poke()
-            await trio.sleep(TICK)
-
-    # -- reports --------------------------------------------------------------------------------------------------
-
     def _oldest_judged(self) -> int | None:
         """The oldest view by which a request is being judged that depends on where topics are."""
         return min(
@@ -254,76 +223,13 @@ class WorkerFence:
             default=None,
         )
 
-    async def _report(self) -> None:
-        backoff = Backoff(0.02, 1.0)
-        lease = 0
+    async def _tick(self) -> None:
         while True:
-            await self._poked.wait()
-            self._poked = trio.Event()
-            if lease != self._registration.lease:
-                lease = self._registration.lease
-                for known in self._known.values():
-                    known.reported = None
-            if not lease:
-                continue
-            puts: list[Put | Delete] = []
-            made: list[tuple[_Known, HoldReport]] = []
-            for identifier in list(self._known):
-                report = self._due(identifier)
-                if report is not None:
-                    puts.append(Put(self._key(identifier), encode(report), lease))
-                    made.append((self._known[identifier], report))
-            for identifier, known in list(self._known.items()):
-                record = self.record(identifier)
-                if (record is None or record.step in ENDED) and self.fence.report(identifier) is None:
-                    if known.reported is not None:
-                        puts.append(Delete(self._key(identifier)))
-                    self._forget(identifier)
-            if not puts:
-                continue
-            try:
-                await self._store.commit((), puts)
-                backoff.reset()
-            except LeaseExpired:
-                lease = 0
-            except StoreError as error:
-                log.debug("a report could not be written", error=str(error))
+            self.fence.saw(self._following.complete())
+            if self._known:
+                self._carry(self.fence.tick(self._clock()))
                 self.poke()
-                await backoff.pause()
-                continue
-            for known, report in made:
-                known.reported, known.reported_at = report, time.monotonic()
-                known.counted = max(0, known.counted - report.forwarded)
-
-    def _key(self, identifier: str) -> str:
-        record = self._registration.record
-        return f"{worker_key(HOLD_REPORTS, record.instance, record.role, record.worker)}/{identifier}"
-
-    def _due(self, identifier: str) -> HoldReport | None:
-        """What is to be said now; None: nothing new, or something is still judged by what was true before."""
-        known, made = self._known[identifier], self.fence.report(identifier)
-        if made is None:
-            return None
-        known.counted += made.forwarded
-        record = self.record(identifier)
-        if record is None or (record.hold == "open" and not record.attempt):
-            return None
-        oldest = self._oldest_judged()
-        if oldest is not None and oldest < made.revision:
-            return None
-        before = known.reported
-        unanswered = made.unanswered
-        if before is not None and before.revision == made.revision and not before.unanswered:
-            unanswered = 0  # there was a moment; what is forwarded later is another matter
-        report = msgspec.structs.replace(
-            made, drained=made.drained and not known.waits, unanswered=unanswered, forwarded=known.counted
-        )
-        if before is not None:
-            same = msgspec.structs.replace(report, forwarded=before.forwarded, unanswered=before.unanswered) == before
-            quiet = bool(report.unanswered) == bool(before.unanswered)
-            if same and quiet and (not known.counted or time.monotonic() - known.reported_at < COUNTED):
-                return None
-        return report
+            await trio.sleep(TICK)
 
     # -- writes ---------------------------------------------------------------------------------------------------
 
@@ -515,30 +421,11 @@ class WorkerFence:
 
     async def begun(self, cluster: str, request: Message, topics: Iterable[str]) -> frozenset[str]:
         """Those of `topics` on which a transactional Produce begins a transaction (KIP-890: nothing is sent before)."""
-        name = request["transactional_id"]
         waiting = [one for one in topics if (move := self._record_of(one)) is not None and move.hold == "draining"]
-        if not waiting or (client := self._clients(cluster)) is None:
+        client = self._clients(cluster)
+        if not waiting or client is None:
             return frozenset()
-        batch = next((one for part in _parts(request) if (one := first_batch(part)) is not None), None)
-        if batch is None:
-            return frozenset()
-        known = {one for one in waiting if (name, one, batch.producer_id, batch.producer_epoch) in self._going_on}
-        if len(known) < len(waiting):
-            try:
-                asked = {"transactional_ids": [name]}
-                answer = await client.call_coordinator(TRANSACTION, name, DESCRIBE_TRANSACTIONS, asked, timeout=2.0)
-            except ClientError as error:
-                log.debug("a transaction's state is not known", error=str(error))
-                return frozenset(waiting) - known
-            for state in answer["transaction_states"]:
-                same = (state["producer_id"], state["producer_epoch"]) == (batch.producer_id, batch.producer_epoch)
-                if not state["error_code"] and state["transaction_state"] == "Ongoing" and same:
-                    known |= {topic["topic"] for topic in state["topics"]}
-            for topic in known:
-                self._going_on[name, topic, batch.producer_id, batch.producer_epoch] = None
-            while len(self._going_on) > REMEMBERED:
-                self._going_on.popitem(last=False)
-        return frozenset(waiting) - known
+        return await self._open.begun(client, request, waiting)
 
     # -- calls that begin a transaction ---------------------------------------------------------------------------
 
@@ -656,16 +543,12 @@ class WorkerFence:
         assert self._nursery is not None
         self._nursery.start_soon(self._lift_now, known, record, action.revision)
 
-    async def _lift_now(self, known: _Known, record: MigrationRecord, revision: int) -> None:
+    async def _lift_now(self, known: Known, record: MigrationRecord, revision: int) -> None:
         assert self._lifting is not None
         try:
             await self._lifting.lift(record, revision)
         finally:
             known.lifting = False
-
-
-def _parts(request: Message) -> Iterable[Message]:
-    return (part for topic in request["topic_data"] for part in topic["partition_data"])
 
 
 class _Call:

@@ -77,7 +77,10 @@ class Request:
         if self.left or self.done:
             return
         self.done = True
-        if self.slot is not None:
+        if self.slot is None:
+            if any(part.result is not None and part.result["error_code"] for _, part in self.parts):
+                self.writes.leaving = True  # as a broker does, which has no other way to say so
+        else:
             topics: dict[Any, Message] = {one[self.field]: one for one in self.rest["responses"]}
             for name, part in self.parts:
                 entry = topics.setdefault(name, {self.field: name, "partition_responses": []})
@@ -98,6 +101,7 @@ class ClientWrites:
         self.fence = fence
         self.open: set[Request] = set()
         self.waiting = 0  # parts that are held
+        self.leaving = False  # the connection is to be closed once nothing is on its way any longer
         self._own: OwnLane | None = None
         self._far: dict[tuple[str, int], FarLane] = {}
         self._changed = trio.Event()
@@ -152,6 +156,8 @@ class ClientWrites:
     def finished_one(self, request: Request) -> None:
         self.open.discard(request)
         self.changed()
+        if self.leaving and not self.open:
+            self.session.end("acks_0_not_served")
 
     # -- sending --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,52 @@
+"""Which transactions go on while their topics are drained: those that have named a topic before may write and end."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from kafka_client import ClientError, ClusterClient
+from kafka_client.cluster import TRANSACTION
+from kafka_wire.codec import Message
+from proxy.moving.writes import first_batch
+from runtime import logging
+
+log = logging.get(__name__)
+
+DESCRIBE_TRANSACTIONS = 65
+PATIENCE = 2.0  # seconds for the coordinator
+REMEMBERED = 20_000
+
+
+class OpenTransactions:
+    """By (id, topic, producer id, epoch): from Produce 12 on each transaction has an epoch of its own (KIP-890)."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str, int, int], None] = OrderedDict()
+
+    async def begun(self, client: ClusterClient, request: Message, topics: Sequence[str]) -> frozenset[str]:
+        """Those of `topics` that the transaction of a Produce has not named yet; all where that is not known."""
+        name = request["transactional_id"]
+        parts = (part for topic in request["topic_data"] for part in topic["partition_data"])
+        batch = next((one for part in parts if (one := first_batch(part)) is not None), None)
+        if batch is None:
+            return frozenset()
+        producer = (batch.producer_id, batch.producer_epoch)
+        named = {one for one in topics if (name, one, *producer) in self._known}
+        if len(named) < len(topics):
+            try:
+                asked = {"transactional_ids": [name]}
+                answer = await client.call_coordinator(
+                    TRANSACTION, name, DESCRIBE_TRANSACTIONS, asked, timeout=PATIENCE
+                )
+            except ClientError as error:
+                log.debug("a transaction's state is not known", error=str(error))
+                return frozenset(topics) - named
+            for state in answer["transaction_states"]:
+                same = (state["producer_id"], state["producer_epoch"]) == producer
+                if not state["error_code"] and state["transaction_state"] == "Ongoing" and same:
+                    named |= {topic["topic"] for topic in state["topics"]}
+            self._known.update(((name, one, *producer), None) for one in named)
+            while len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        return frozenset(topics) - named
