@@ -40,6 +40,7 @@ from metadata_service.models import (
     is_internal,
     mirror_key,
 )
+from metadata_service.operations.records import BEFORE_SWITCH, MigrationRecord, migration_key
 from metadata_service.placement import place_topic
 from metadata_service.records import encode, settle
 from metadata_service.store.contract import Put, Store, StoreError
@@ -210,6 +211,25 @@ class WorkerFederation:
     async def partitions_created(self, names: Iterable[str]) -> None:
         """Take over new partition counts of topics; their stubs are expanded first."""
         await self._topics.expanded(set(names))
+
+    async def settings_changed(self, operation: str, topic: str, values: Mapping[str, str | None]) -> None:
+        """A topic that is being moved has other settings now (None: its cluster's default): it gets them on the other
+        cluster as well, once that serves it."""
+
+        def along(now: MigrationRecord | None) -> MigrationRecord | None:
+            if now is None or topic not in now.topics or now.step not in BEFORE_SWITCH:
+                return now
+            one = now.topics[topic]
+            final = {name: value for name, value in one.final.items() if name not in values}
+            final |= {name: value for name, value in values.items() if value is not None}
+            changed = msgspec.structs.replace(one, final=final)
+            return msgspec.structs.replace(now, topics={**now.topics, topic: changed})
+
+        await settle(self._store, migration_key(operation), MigrationRecord, along)
+
+    async def view_changed(self, known: View, timeout: float) -> None:
+        """Returns when the newest view is another one than `known`, or after `timeout` seconds."""
+        await self._following.changed_or(known, timeout)
 
     async def expand_stubs(self, counts: Mapping[str, int]) -> None:
         """To be awaited before topics are expanded to these counts: a group's coordinator must know a partition

@@ -3,7 +3,8 @@
 Topics: their cluster. Brokers and broker loggers: the broker of that virtual node id. Groups: their home. What is
 cluster-wide (the broker default "", client metrics) is described by the default cluster and altered on all.
 A broker's description never shows where it listens: addresses are replaced by the virtual broker's, and what names
-controllers is withheld as a sensitive value is. What a move sets on a source topic for its duration is not shown.
+controllers is withheld as a sensitive value is. What a move sets on a source topic for its duration is not shown, and
+cannot be changed meanwhile; any other setting goes to the topic and into the move's record, to stay.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Any, cast
 
 import trio
 
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR, error_text
 from metadata_service.models import STRIDE
+from metadata_service.operations.gates import looks_closed
 from metadata_service.view import ClusterView, View
+from proxy.apis import relocating
 from proxy.apis.contract import Call, ClusterAway, Handler, Refused
 from proxy.apis.homes import group_home
 from proxy.apis.mapping import active_clusters, ask, ask_clusters, clean_text, default_cluster, failure
@@ -27,8 +29,8 @@ from proxy.apis.permissions import ALTER_CONFIGS
 
 DESCRIBE, ALTER, INCREMENTAL, LIST = 32, 33, 44, 74
 TOPIC, BROKER, BROKER_LOGGER, CLIENT_METRICS, GROUP = 2, 4, 8, 16, 32
-CLOSED_LIMIT = "78"  # max.message.bytes of a closed topic
-CLOSED_BY = ("max.message.bytes", "compression.type")
+SET = 0  # an operation of IncrementalAlterConfigs
+OF_THE_TOPIC, OF_NOBODY = 1, 5  # ConfigSource: set on the topic itself; Kafka's own default
 _LISTENERS = frozenset({"listeners", "advertised.listeners"})
 _IDS = frozenset({"broker.id", "node.id"})
 _WITHHELD = re.compile(
@@ -113,22 +115,38 @@ def _map_throttled(configs: Iterable[Message], node: Callable[[int], int]) -> No
 
 
 def _without_closing(view: View, name: str, result: Message) -> None:
-    """Put the operation's saved values in place of what closes a topic, or leave these settings out."""
-    values = {one["name"]: one.get("value") for one in result["configs"]}
-    if values.get("max.message.bytes") != CLOSED_LIMIT:
+    """Put the topic's own values in place of what closes it. They were asked for with their synonyms: what is in force
+    where the topic has no value of its own."""
+    own = relocating.saved(view, name)
+    if own is None or not looks_closed({one["name"]: one.get("value") for one in result["configs"]}):
         return
-    record = view.topics[name].record
-    operation = view.operations.get(record.hold or "")
-    saved = cast(dict[str, Any], operation.plan.get("saved_configs", {})) if operation is not None else {}
-    mine = saved.get(name, {})
-    kept = []
     for one in result["configs"]:
-        if one["name"] in CLOSED_BY:
-            if one["name"] not in mine:
-                continue
-            one["value"], one["synonyms"] = mine[one["name"]], []
-        kept.append(one)
-    result["configs"] = kept
+        if one["name"] not in relocating.CLOSED:
+            continue
+        value, others = own.get(one["name"]), list(one.get("synonyms") or ())[1:]
+        if value is not None:
+            others.insert(0, {"name": one["name"], "value": value, "source": OF_THE_TOPIC})
+        if others:
+            one["value"], one["config_source"] = others[0]["value"], others[0]["source"]
+        one["synonyms"] = others
+        one["is_default"] = one.get("config_source", OF_NOBODY) == OF_NOBODY
+
+
+def _unalterable(view: View, key: int, resource: Message) -> str | None:
+    """Why a topic's settings cannot be altered like that now; None: they can. Raises Refused: not at this moment."""
+    name = resource["resource_name"]
+    move = relocating.leaving(view, name)
+    if resource["resource_type"] != TOPIC:
+        return None
+    if relocating.held(view, name):
+        raise Refused(ERROR.REQUEST_TIMED_OUT, f"{name!r} is being switched to another cluster; try again")
+    if move is None:
+        return None
+    where = f"while operation {move.id} moves {name!r} to {move.target}"
+    if key == ALTER:
+        return f"settings cannot be replaced as a whole {where}; change single ones"
+    mine = sorted({one["name"] for one in resource["configs"]} & set(relocating.CLOSED))
+    return f"{' and '.join(mine)} cannot be changed {where}" if mine else None
 
 
 async def _each(
@@ -139,6 +157,8 @@ async def _each(
     batches: dict[tuple[str, int | None], list[Message]] = {}
     for resource in request["resources"]:
         try:
+            if key != DESCRIBE and (why := _unalterable(view, key, resource)) is not None:
+                raise Refused(ERROR.POLICY_VIOLATION, why)
             places = await _where(call, view, resource, altering=key != DESCRIBE)
         except Refused as error:
             plan.append((resource, error))
@@ -190,7 +210,10 @@ def _topics(resources: Iterable[Message]) -> list[str]:
 async def describe_configs(call: Call, version: int, request: Message) -> Message:
     view = await find(call, _topics(request["resources"]))
     out = []
-    for resource, results in await _each(call, view, DESCRIBE, request, "results"):
+    wanted = bool(request.get("include_synonyms"))
+    moving = any(relocating.saved(view, name) is not None for name in _topics(request["resources"]))
+    asked = {**request, "include_synonyms": wanted or moving}
+    for resource, results in await _each(call, view, DESCRIBE, asked, "results"):
         result = results[0]
         kind, name = resource["resource_type"], resource["resource_name"]
         if result["error_code"]:
@@ -198,6 +221,9 @@ async def describe_configs(call: Call, version: int, request: Message) -> Messag
         else:
             if kind == TOPIC:
                 _without_closing(view, name, result)
+                if moving and not wanted:
+                    for one in result["configs"]:
+                        one["synonyms"] = []
                 _map_throttled(result["configs"], view.clusters[view.topics[name].cluster].node)
             elif kind == BROKER and name:
                 _virtual_broker(call, view, *_broker(view, name), result)
@@ -205,13 +231,25 @@ async def describe_configs(call: Call, version: int, request: Message) -> Messag
     return {"results": out}
 
 
+async def _take_along(call: Call, view: View, resource: Message) -> None:
+    """What was set on a topic that is being moved is in force on the other cluster, too, once that serves it."""
+    name = resource["resource_name"]
+    move = relocating.leaving(view, name)
+    if move is not None:
+        values = {one["name"]: one["value"] if one["config_operation"] == SET else None for one in resource["configs"]}
+        await call.federation.settings_changed(move.id, name, values)
+
+
 def _altering(key: int) -> Handler:
     async def handler(call: Call, version: int, request: Message) -> Message:
         view = await find(call, _topics(request["resources"]))
         out = []
-        for _, results in await _each(call, view, key, request, "responses"):
+        for resource, results in await _each(call, view, key, request, "responses"):
             # One result a resource: the worst.
-            out.append(next((one for one in results if one["error_code"]), results[0]))
+            worst = next((one for one in results if one["error_code"]), results[0])
+            out.append(worst)
+            if resource["resource_type"] == TOPIC and not worst["error_code"] and not request.get("validate_only"):
+                await _take_along(call, view, resource)
         return {"responses": out}
 
     return handler

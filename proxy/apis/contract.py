@@ -64,6 +64,12 @@ class Federation(Protocol):
     async def partitions_created(self, names: Iterable[str]) -> None:
         """Take over new partition counts; stubs first."""
 
+    async def settings_changed(self, operation: str, topic: str, values: Mapping[str, str | None]) -> None:
+        """A topic that is being moved has other settings now (None: its cluster's default)."""
+
+    async def view_changed(self, known: View, timeout: float) -> None:
+        """Returns when the newest view is another one than `known`, or after `timeout` seconds."""
+
     async def expand_stubs(self, counts: Mapping[str, int]) -> None:
         """Expand the stubs of topics to these counts: to be awaited before the topics themselves are expanded."""
 

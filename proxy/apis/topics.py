@@ -2,23 +2,28 @@
 
 A new topic goes where the placement puts it; a name any cluster serves is taken (36). Replica assignments name
 virtual brokers, all of the topic's cluster. The federation records what was done before the client is told, so that
-the next Metadata shows it. A topic's stubs are expanded before the topic itself.
+the next Metadata shows it. A topic's stubs are expanded before the topic itself. One that is being moved is expanded
+where it is, and its copy follows; while it is just being switched, the request waits, and goes to where it then is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import trio
+
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR, error_text
 from metadata_service.failures import StubRefused, Undecided
 from metadata_service.models import KAFKA_INTERNAL, is_internal
 from metadata_service.view import View
+from proxy.apis import relocating
 from proxy.apis.contract import Call, Handler, Refused
 from proxy.apis.mapping import ask_clusters, failure, timeout_of
 from proxy.apis.metadata import find
 
 CREATE, DELETE, PARTITIONS = 19, 20, 37
+MOVES = 3  # times a request to expand topics follows them to another cluster
 _ZERO_ID = bytes(16)
 
 
@@ -118,7 +123,46 @@ async def create_topics(call: Call, version: int, request: Message) -> Message:
 
 
 async def create_partitions(call: Call, version: int, request: Message) -> Message:
-    view = await find(call, [one["name"] for one in request["topics"]])
+    names = [one["name"] for one in request["topics"]]
+    await find(call, names)
+    found: dict[str, Message] = {}
+    left = request["topics"]
+    for _ in range(MOVES):
+        refused = await _settled(call, [one["name"] for one in left])
+        found |= refused
+        view = call.latest()
+        asked = {**request, "topics": [one for one in left if one["name"] not in refused]}
+        found |= await _create_partitions(call, view, asked)
+        # A switch may have been recorded before the new count was: then only the copy that was left has it.
+        now = call.latest()
+        left = [
+            one
+            for one in asked["topics"]
+            if not request["validate_only"]
+            and not found[one["name"]]["error_code"]
+            and one["name"] in now.topics
+            and now.topics[one["name"]].cluster != view.topics[one["name"]].cluster
+            and now.topics[one["name"]].record.partitions < one["count"]
+        ]
+        if not left:
+            break
+    return {"results": [found[name] for name in dict.fromkeys(names) if name in found]}
+
+
+async def _settled(call: Call, names: Iterable[str]) -> dict[str, Message]:
+    """Wait until none of the topics is just being switched; results for those that still are."""
+    wanted = dict.fromkeys(names)
+    with trio.move_on_after(relocating.WAIT):
+        while any(relocating.held(call.latest(), name) for name in wanted):
+            call.unbind()  # the switch waits for whoever is judged by an older view
+            await call.federation.view_changed(call.latest(), relocating.WAIT)
+    view = call.latest()
+    text = "it is being switched to another cluster; nothing was changed, try again"
+    return {name: _result(name, ERROR.REQUEST_TIMED_OUT, text) for name in wanted if relocating.held(view, name)}
+
+
+async def _create_partitions(call: Call, view: View, request: Message) -> dict[str, Message]:
+    """Results by name, of topics that are not just being switched."""
 
     def place(topic: Message) -> tuple[str, Message]:
         served = view.topics.get(topic["name"])
@@ -136,12 +180,10 @@ async def create_partitions(call: Call, version: int, request: Message) -> Messa
         refused = await _expand_stubs(call, view, request, place)
     asked = {**request, "topics": [one for one in request["topics"] if one["name"] not in refused]}
     results, done = await _split(call, view, PARTITIONS, asked, "results", place)
-    found = _by_name([*results, *refused.values()])
-    results = [found[name] for name in dict.fromkeys(one["name"] for one in request["topics"]) if name in found]
     names = [name for mine in done.values() for name in mine]
     if names and not request["validate_only"]:
         await call.federation.partitions_created(names)
-    return {"results": results}
+    return _by_name([*results, *refused.values()])
 
 
 async def _expand_stubs(

@@ -9,16 +9,17 @@ import msgspec
 import pytest
 import trio
 
-from kafka_client import ClusterClient
 from metadata_service.migrating import changing, switches
+from metadata_service.migrating.hands import Hands
 from metadata_service.migrating.runner import Running
-from metadata_service.models import FINISHED, mirror_key, stub_key
+from metadata_service.models import FINISHED
 from metadata_service.operations.gates import CLOSED
 from metadata_service.operations.records import MigrationRecord, Options, migration_key
 from metadata_service.records import decode, encode
 from metadata_service.registration import Registration
 from metadata_service.store.contract import Put, Unchanged
 from metadata_service.store.opened import OpenedStore
+from replicator.finishing import Finishing
 from tests.fixtures.migrating import World, world_of
 from tests.fixtures.mirrors import Load, create, log_of
 from tests.fixtures.names import Names
@@ -40,13 +41,6 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
 async def world(east: Cluster, west: Cluster, server: EmbeddedServer) -> AsyncIterator[World]:
     async with world_of(str(server.directory), east, west) as made:
         yield made
-
-
-async def same(one: ClusterClient, other: ClusterClient, topic: str, partitions: int) -> None:
-    """Both hold the same records."""
-    for number in range(partitions):
-        left, right = await log_of(one, topic, number), await log_of(other, topic, number)
-        assert left and [each.content for each in left] == [each.content for each in right], number
 
 
 async def copied(world: World, topic: str, partitions: int) -> list[list[tuple[object, ...]]]:
@@ -85,8 +79,10 @@ async def test_a_whole_move(world: World, east: Cluster, names: Names) -> None:
         [told] = await world.history(identifier)
         assert told.result["state"] == "done" and told.by == "test"
         print("pause", told.result["pause_ms"], told.result["steps_ms"])
-        while (await world.store.range(FINISHED)).items:
-            await trio.sleep(0.05)
+        async with world.store.follow(FINISHED) as following:  # nobody needs them any longer
+            with trio.fail_after(20):
+                while (await world.store.range(FINISHED)).items:
+                    await following.__anext__()
 
 
 async def test_the_controller_is_killed_at_every_step(world: World, east: Cluster, names: Names) -> None:
@@ -137,16 +133,19 @@ async def test_the_controller_is_killed_at_every_step(world: World, east: Cluste
         assert before == [[one.content for one in await log_of(west, topic, number)] for number in range(2)]
 
 
-async def test_given_up_and_begun_again(world: World, east: Cluster, names: Names) -> None:
+async def test_given_up(world: World, east: Cluster, names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
     """Aborted while writes are held: the source takes records again, and the copy is left as a closed stand-in."""
     topic = names.topic("given-up")
     await create(east, topic, 2)
     with Load(east, topic, 2).running():
         pass
-    async with world.controller():  # nobody copies: it does not finish
-        async with world.replicator():
-            identifier = await world.begin("east", "west", topic)
-            await world.until(identifier, lambda one: one.step == "caught_up" or one.hold == "held")
+
+    async def never(*_: object) -> None:
+        """The mirror does not come to its end."""
+
+    monkeypatch.setattr(Finishing, "_write", never)
+    async with world.controller(), world.replicator():
+        identifier = await world.begin("east", "west", topic, options=Options(budget=60.0))
         await world.until(identifier, lambda one: one.step == "finish")
         assert await world.closed("east", topic)
         key = migration_key(identifier)
@@ -158,3 +157,12 @@ async def test_given_up_and_begun_again(world: World, east: Cluster, names: Name
         ended = await world.ended(identifier)
     assert (ended.step, ended.hold, ended.closing, ended.reopeners) == ("aborted", "open", False, ())
     assert not await world.closed("east", topic) and await world.closed("west", topic)
+    async with world.client("east") as client:  # a close that comes late is undone
+        await changing.alter(Hands({"east": client}.get), client, {topic: dict(CLOSED)})
+    assert await world.closed("east", topic)
+    async with world.controller():
+        with trio.fail_after(40):
+            while await world.closed("east", topic):
+                await world.member.following.changed_or(world.member.view, 0.2)
+        named = await world.until(identifier, lambda one: not one.reopeners)
+        assert named.step == "aborted"

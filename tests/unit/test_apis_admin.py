@@ -9,7 +9,8 @@ import pytest
 
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
-from metadata_service.models import OperationRecord, PlacementEpoch
+from metadata_service.models import PlacementEpoch
+from metadata_service.operations.records import MigrationRecord, Moving
 from metadata_service.view import View
 from offset_sync.table import Table
 from tests.fixtures.calls import ADVERTISED, FakeCall, handle, served, stub, two_clusters, uuid, view_of
@@ -341,17 +342,66 @@ async def test_a_brokers_settings_do_not_say_where_it_listens() -> None:
     }
 
 
+def moving(topic: str, **more: Any) -> dict[str, MigrationRecord]:
+    """A move of a topic from west to east."""
+    record = MigrationRecord(
+        id="op", topics={topic: Moving(source_id=uuid(12).hex())}, source="west", target="east", **more
+    )
+    return {"op": record}
+
+
 async def test_what_closes_a_topic_is_not_shown() -> None:
-    operation = OperationRecord(
-        id="op", kind="migrate", state="running", step="close", started=0.0, by="x",
-        plan={"saved_configs": {"bills": {"max.message.bytes": "1048588"}}},
-    )  # fmt: skip
-    view = view_of([served("bills", "west", 102, 12, hold="op")], operations={"op": operation})
-    call = FakeCall(view)
-    call.script("west", 32, described(("max.message.bytes", "78"), ("compression.type", "gzip"), ("x", "y")))
+    own = {"max.message.bytes": None, "compression.type": "lz4"}
+    move = moving("bills", step="close", hold="held", saved={"bills": own})
+    call = FakeCall(view_of([served("bills", "west", 102, 12, hold="op")], migrations=move))
+    plain = described(("max.message.bytes", "78"), ("compression.type", "gzip"), ("x", "y"))
+
+    def answer(request: Message) -> Message:
+        assert request["include_synonyms"]
+        told: Message = plain(request)
+        told["results"][0]["configs"][0]["synonyms"] = [
+            {"name": "max.message.bytes", "value": "78", "source": 1},
+            {"name": "message.max.bytes", "value": "1048588", "source": 5},
+        ]
+        return told
+
+    call.script("west", 32, answer)
     response = await handle(call, 32, 4, {"resources": [resource(2, "bills")]})
     shown = {one["name"]: one["value"] for one in response["results"][0]["configs"]}
-    assert shown == {"max.message.bytes": "1048588", "x": "y"}
+    assert shown == {"max.message.bytes": "1048588", "compression.type": "lz4", "x": "y"}
+    assert not any(one["synonyms"] for one in response["results"][0]["configs"])  # nobody asked for them
+    assert [one["config_source"] for one in response["results"][0]["configs"][:2]] == [5, 1]
+
+
+async def test_settings_of_a_topic_that_is_being_moved() -> None:
+    call = FakeCall(view_of([served("bills", "west", 102, 12)], migrations=moving("bills", step="ship")))
+    call.script("west", 44, {"responses": [{"resource_type": 2, "resource_name": "bills"}]})
+
+    async def alter(key: int, name: str) -> tuple[int, str | None]:
+        setting = {"name": name, "config_operation": 0, "value": "1000"}
+        asked = {"resources": [{"resource_type": 2, "resource_name": "bills", "configs": [setting]}]}
+        answer = (await handle(call, key, 1, asked))["responses"][0]
+        return answer["error_code"], answer["error_message"]
+
+    code, text = await alter(44, "max.message.bytes")
+    assert code == ERROR.POLICY_VIOLATION and "operation op" in (text or "") and not call.asked
+    assert (await alter(33, "retention.ms"))[0] == ERROR.POLICY_VIOLATION
+    assert (await alter(44, "retention.ms"))[0] == 0
+    assert call.federation.told[-1] == ("settings", ["op", "bills", "retention.ms=1000"])
+    call.now = view_of([served("bills", "west", 102, 12)], migrations=moving("bills", step="close", hold="held"))
+    assert (await alter(44, "retention.ms"))[0] == ERROR.REQUEST_TIMED_OUT
+
+
+async def test_a_topic_is_expanded_where_it_is_after_its_switch() -> None:
+    def expand(cluster: str, **more: Any) -> View:
+        return view_of([served("bills", cluster, 102, 12)], migrations=moving("bills", **more))
+
+    call = FakeCall(expand("west", step="close", hold="held"))
+    call.federation.next_view = expand("east", step="announce", hold="announced")
+    call.script("east", 37, {"results": [{"name": "bills"}]})
+    request = {"topics": [{"name": "bills", "count": 6, "assignments": None}], "validate_only": False}
+    response = await handle(call, 37, 3, {**request, "timeout_ms": 1000})
+    assert response["results"][0]["error_code"] == 0 and [one[0] for one in call.asked] == ["east"]
 
 
 async def test_throttled_replicas_name_virtual_brokers() -> None:
