@@ -48,7 +48,7 @@ def progress(facts: Facts, identifier: str) -> Document | None:
         "wanted": record.wanted,
         "attempt": record.attempt,
         "reason": record.reason or None,
-        "waits": facts.waits.get(identifier) if record.step not in ENDED else None,
+        "waits": _waits(facts, record) or None,
         "served": served(record),
         "abortable": record.step not in ENDED and abortable(record),
         "serving": record.source
@@ -122,7 +122,7 @@ def _states(facts: Facts) -> Iterator[Finding]:
             continue
         if record.step in ENDED:
             continue
-        waits = f" ({facts.waits[identifier]})" if identifier in facts.waits else ""
+        waits = f" ({text})" if (text := _waits(facts, record)) else ""
         if record.wanted == "pause":
             text = f"moving {names} to {record.target} is paused at {record.step}"
             yield Finding("note", "migration", identifier, text, f"kfed operations {identifier} --resume")
@@ -165,6 +165,12 @@ def _described(worker: WorkerRecord) -> str:
 
 def _dead(key: str) -> str:
     return f"start it again, or if it is certainly dead; kfed proxies --dead {shlex.quote(key)} --apply"
+
+
+def _waits(facts: Facts, record: MigrationRecord) -> str:
+    """What it waits for at this very step."""
+    told = facts.waits.get(record.id)
+    return told.text if told is not None and told.step == record.step else ""
 
 
 def _names(topics: Iterable[str]) -> str:

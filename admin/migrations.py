@@ -51,6 +51,7 @@ from metadata_service.models import (
     stub_key,
     topic_key,
 )
+from metadata_service.operations.gates import CLOSED
 from metadata_service.operations.judging import PlanFacts, Subject
 from metadata_service.operations.migration import abortable, take_over
 from metadata_service.operations.records import ENDED, MIGRATIONS, MigrationRecord, face, migration_key
@@ -60,7 +61,7 @@ from metadata_service.store.clock import Backoff
 from metadata_service.store.contract import Condition, Operation, Put, Store, Unchanged
 from metadata_service.view import PhysicalTopic
 from offset_sync.varints import Damaged
-from replicator.prepare import Configs, NoSource, judge
+from replicator.prepare import Configs, NoSource, is_closed, judge
 from replicator.states import STOPPED
 
 GATHER_SECONDS = 18.0  # for everything that is asked: a request has to be answered in time
@@ -242,12 +243,14 @@ class Planning:
         would_be: Mapping[str, str | None] = there.defaults.values
         try:
             if name in there.topics:
-                would_be = there.configs[name].values if name in there.configs else {}
+                configs_there = would_be = there.configs[name].values if name in there.configs else {}
+                if is_closed(would_be):  # it is opened for the mirror
+                    would_be = {**would_be, **{key: there.defaults.values.get(key) for key in CLOSED}}
                 if shipped is None:
                     migrations = self.known.migrations.values()
                     present = there.topics[name]
                     copy = await asked.copy(
-                        here.client, there.client, record, present, would_be, migrations, self.known.revision
+                        here.client, there.client, record, present, configs_there, migrations, self.known.revision
                     )
                     problems += [copy.problem] if copy.problem else []
             if shipped is None:
@@ -349,9 +352,9 @@ class Planning:
             bypassing=(*writing, *gone),
             application=apps.get(name, ""),
             settings={
-                key: (would_be.get(key), value)
+                key: (default, value)
                 for key, value in wanted.items()
-                if would_be.get(key) not in (None, value)
+                if (default := there.defaults.values.get(key)) not in (None, value)
             },
             problems=tuple(more),
             notes=tuple(described),

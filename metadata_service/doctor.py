@@ -155,7 +155,8 @@ def _topics(facts: Facts) -> Iterator[Finding]:
 def _stubs(facts: Facts) -> Iterator[Finding]:
     for (cluster, name), stub in sorted(facts.view.stubs.items()):
         topic = facts.view.topics.get(name)
-        if stub.borrowed and topic is not None:
+        served = topic is not None and any(one.cluster == cluster for one in topic.record.timeline)
+        if stub.borrowed and not stub.mirrored and topic is not None and not served:
             text = f"groups at home on {cluster} store positions on an unrelated topic of that name"
             mend = f"delete {name} on {cluster}, or read it with a group that is at home elsewhere"
             yield Finding("note", "borrowed stand-in", name, text, mend)

@@ -282,8 +282,9 @@ class OperationRecord(_Record, frozen=True):
 
 
 class WaitsRecord(_Record, frozen=True):
-    """What an operation waits for, as a sentence. Nobody decides by it."""
+    """What an operation waits for at a step, as a sentence. Nobody decides by it."""
 
+    step: str
     text: str
 
 

@@ -57,7 +57,7 @@ class Facts:
     controller: ControllerRecord | None = None
     assignments: Mapping[str, AssignmentRecord] = field(default_factory=dict)  # by the rest of their keys
     reports: Mapping[str, ReportRecord] = field(default_factory=dict)  # likewise
-    waits: Mapping[str, str] = field(default_factory=dict)  # migration -> what it waits for
+    waits: Mapping[str, WaitsRecord] = field(default_factory=dict)  # by operation
 
 
 async def read_facts(store: Store, view: View, age: float | None = None) -> Facts:
@@ -74,9 +74,7 @@ async def read_facts(store: Store, view: View, age: float | None = None) -> Fact
         controller=await read(store, CONTROLLER, ControllerRecord),
         assignments=await read_all(store, ASSIGNMENTS, AssignmentRecord) if view.mirrors else {},
         reports=await read_all(store, REPORTS, ReportRecord) if view.mirrors else {},
-        waits={name: one.text for name, one in (await read_all(store, WAITS, WaitsRecord)).items()}
-        if view.migrations
-        else {},
+        waits=await read_all(store, WAITS, WaitsRecord) if view.migrations else {},
     )
 
 

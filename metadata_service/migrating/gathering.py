@@ -40,6 +40,11 @@ class Times:
         self._step: tuple[str, int] = ("", -1)
         self._hold: tuple[str, int] = ("", -1)
 
+    @property
+    def step(self) -> str:
+        """The newest one that was seen."""
+        return self._step[0]
+
     def saw(self, record: MigrationRecord, now: float) -> None:
         if (step := (record.step, record.attempt)) != self._step:
             self._step, self.entered = step, now

@@ -35,7 +35,9 @@ from runtime import logging
 log = logging.get(__name__)
 
 LOOK = 5.0  # seconds at most between two decisions, whatever happens
-WORKERS_COUNT: frozenset[Step] = frozenset({"caught_up", "drain", "hold", "switch", "release", "announce", "retire"})
+WORKERS_COUNT: frozenset[Step] = frozenset(
+    {"ship", "caught_up", "drain", "hold", "switch", "release", "announce", "redirect", "retire"}
+)
 SEVERAL: frozenset[Step] = frozenset({"finish"})  # where one thing is asked while another is awaited
 QUICK = 0.002, 0.05  # seconds, the first pause and the longest, until what did not help is tried again
 AWAITED = 0.25, 0.5  # ... where an event tells that it did
@@ -72,9 +74,9 @@ class Running:
         self._waits = ""
 
     @property
-    def waits(self) -> str:
-        """What it waits for, for people."""
-        return self._waits
+    def waits(self) -> tuple[str, str]:
+        """(the step, what it waits for there), for people."""
+        return self._times.step, self._waits
 
     @property
     def me(self) -> str:

@@ -26,7 +26,7 @@ class Telling:
         self._store = store
         self._running = running
         self._guard = guard
-        self._told: dict[str, str] = {}
+        self._told: dict[str, tuple[str, str]] = {}
 
     async def run(self) -> None:
         """Until cancelled. Raises StoreReplaced."""
@@ -36,7 +36,7 @@ class Telling:
             try:
                 if not known:  # of the controller before
                     found = await self._store.range(WAITS)
-                    self._told = {one.key[len(WAITS) :]: "?" for one in found.items}
+                    self._told = {one.key[len(WAITS) :]: ("", "") for one in found.items}
                     known = True
                 await self._tell()
                 backoff.reset()
@@ -49,12 +49,14 @@ class Telling:
             await trio.sleep(EVERY)
 
     async def _tell(self) -> None:
-        wanted = {name: one.waits for name, one in self._running.items() if one.waits}
+        wanted = {name: one.waits for name, one in self._running.items() if one.waits[1]}
         changed = [name for name in {*wanted, *self._told} if wanted.get(name) != self._told.get(name)]
         for start in range(0, len(changed), AT_ONCE):
             part = changed[start : start + AT_ONCE]
             steps: list[Operation] = [
-                Put(WAITS + name, encode(WaitsRecord(wanted[name]))) if name in wanted else Delete(WAITS + name)
+                Put(WAITS + name, encode(WaitsRecord(step=wanted[name][0], text=wanted[name][1])))
+                if name in wanted
+                else Delete(WAITS + name)
                 for name in part
             ]
             if not (await self._store.commit((self._guard,), steps)).succeeded:
