@@ -60,6 +60,11 @@ class FetchWalk:
         """Whether the last byte has been walked."""
         return self._state == _END
 
+    @property
+    def at_topic(self) -> bool:
+        """Whether the next unit names a topic."""
+        return self._state == _TOPIC
+
     def advance(self, data: memoryview, pos: int) -> tuple[int, int]:
         """Walk `data` (writable) from `pos`: (next position, bytes of records that begin there).
 

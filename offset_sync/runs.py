@@ -121,6 +121,14 @@ class Runs:
             return None
         return self._logical[index] + physical - self._physical[index]
 
+    def stretch(self, physical: int) -> tuple[int, int, int] | None:
+        """(first, behind the last, what to add for the logical offset) of the run that holds a physical offset."""
+        index = bisect_right(self._physical, physical) - 1
+        if index < 0 or physical >= self._physical[index] + self._count[index]:
+            return None
+        first = self._physical[index]
+        return first, first + self._count[index], self._logical[index] - first
+
     def between(self, first: int, last: int) -> Iterator[Run]:
         """The parts of runs that lie at physical offsets `first` to `last`, inclusive."""
         index = max(bisect_right(self._physical, first) - 1, 0)

@@ -12,12 +12,13 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from kafka_wire.batches import CODEC, LENGTH_FROM, NO_PRODUCER, Batch, walk
+from kafka_wire.batches import CODEC, HEADER_SIZE, LENGTH_FROM, NO_PRODUCER, Batch, first_size, walk
 from kafka_wire.records import Record, decode_records, encode_batch
 from offset_sync.table import Table
 from offset_sync.timeline import logical_epoch
 
 _I64, _I32 = struct.Struct(">q"), struct.Struct(">i")
+_HEAD = struct.Struct(">qiibIhi")  # of a batch, up to its last offset delta
 
 
 @dataclass(slots=True)
@@ -33,6 +34,39 @@ class Outgoing:
     def _add(self, part: memoryview) -> None:
         self.parts.append(part)
         self.size += len(part)
+
+
+def renumbered(records: memoryview, table: Table, placement: int) -> int:
+    """The usual case of `outgoing`: renumber batches where they lie. Where the first one begins that cannot be.
+
+    The size of all: there is none. An incomplete one at the end stays as it is, and counts as none.
+
+    Raises:
+        Exhausted: a leader epoch that cannot be expressed.
+    """
+    size, at = len(records), 0
+    low = high = shift = 0
+    known, epoch = -1, -1
+    unpack, put_offset, put_epoch = _HEAD.unpack_from, _I64.pack_into, _I32.pack_into
+    while at + HEADER_SIZE <= size:
+        base, length, leader_epoch, magic, _, _, last = unpack(records, at)
+        following = at + LENGTH_FROM + length
+        if following > size:
+            return size
+        if magic != 2 or length < HEADER_SIZE - LENGTH_FROM or last < 0:
+            return at
+        if base < low or base + last >= high:
+            found = table.stretch(base)
+            if found is None or base + last >= found[1]:
+                return at
+            low, high, shift = found
+        if leader_epoch != known:
+            known, epoch = leader_epoch, logical_epoch(placement, leader_epoch)
+        put_offset(records, at, base + shift)
+        put_epoch(records, at + 12, epoch)
+        at = following
+    left = first_size(records, at)
+    return size if left is None or at + left > size else at
 
 
 def outgoing(records: memoryview, table: Table, placement: int) -> Outgoing:

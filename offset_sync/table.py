@@ -105,6 +105,14 @@ class Table:
             return own[0] + physical - own[1]
         return self.runs.linear(physical, count)
 
+    def stretch(self, physical: int) -> tuple[int, int, int] | None:
+        """(first, behind the last, what to add for the logical offset) of the records around a physical offset that
+        advance together; None where there is none."""
+        own = self.own
+        if own is not None and physical >= own[1]:
+            return own[1], 1 << 63, own[0] - own[1]
+        return self.runs.stretch(physical)
+
     def logical_runs(self, stretches: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """(logical, count) of records at (physical, count) stretches here, in order, adjacent ones merged.
 

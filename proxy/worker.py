@@ -387,7 +387,7 @@ class Worker:
         nursery.start_soon(self._watch_authority, pool)
         self.tables = MovedTables(self.member.clients.get, lambda: self.view)
         await nursery.start(self.tables.run, following.changed_or)
-        translation.install(self.tables)
+        translation.install(self.tables, self.tables)
         lifter = Lifter(self.member)
         self.around.moving = WorkerFence(
             self.member.store,

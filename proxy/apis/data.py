@@ -19,6 +19,7 @@ from metadata_service.view import ServedTopic, View
 from proxy.apis.contract import Call, CloseConnection, Handler, Refused
 from proxy.apis.metadata import look
 from proxy.apis.moved import (
+    arrived_here,
     fetch_answered,
     fetch_asked,
     produce_answered,
@@ -30,6 +31,7 @@ from proxy.apis.moved import (
     why_not,
 )
 from proxy.apis.transactions import note_refused
+from proxy.moving.judging import judged
 from proxy.moving.placing import cut_down, reading
 from proxy.session.judge import FETCH, FETCH_TOPIC_IDS_FROM, PRODUCE
 
@@ -69,6 +71,7 @@ class Split:
     there: dict[Any, ServedTopic]  # by what the broker will call them
     asked: Message | None
     too_large: Callable[[Message], None]
+    told: dict[Any, list[Message]]  # partitions that are answered here, of topics that have moved
 
     @property
     def refused(self) -> bool:
@@ -82,6 +85,12 @@ class Split:
             served = self.there.get(one[self.field])
             if served is not None and translated(served):
                 produce_answered(served, one, self.field)
+        answers = {one[self.field]: one for one in response["responses"]}
+        for name, parts in self.told.items():
+            if parts and name in answers:
+                answers[name]["partition_responses"] += parts
+            elif parts and not self.errors[name]:
+                response["responses"].append({self.field: name, "partition_responses": parts})
         for topic in self.request["topic_data"]:
             if code := self.errors[topic[self.field]]:
                 response["responses"].append(refused_produce(topic, self.field, code))
@@ -95,6 +104,7 @@ async def split_produce(call: Call, version: int, request: Message) -> Split:
     topics = request["topic_data"]
     named = [topic[field] for topic in topics]
     view, _ = await (look(call, (), named) if version >= TOPIC_IDS_FROM else look(call, named))
+    await arrived_here(view, call.cluster, {one[field]: [p["index"] for p in one["partition_data"]] for one in topics})
     errors = {topic[field]: _unwritable(view, call.cluster, topic[field]) for topic in topics}
     if (transactional_id := request["transactional_id"]) is not None:
         # A transaction lives on its home, and the first topic an id names decides where that is.
@@ -105,20 +115,26 @@ async def split_produce(call: Call, version: int, request: Message) -> Split:
             errors = {topic: error or int(abort) for topic, error in errors.items()}
     allowed: list[Message] = []
     there: dict[str | bytes, ServedTopic] = {}
+    told: dict[str | bytes, list[Message]] = {}
     for topic in topics:
         name = topic[field]
         served = served_here(view, call.cluster, name)
         if errors[name] or served is None:
             continue
+        left = topic
+        if served.record.epoch:
+            left, told[name] = await judged(served, topic)
+            if not left["partition_data"]:
+                continue
         try:
-            asked = produce_asked(served, topic, field) if translated(served) else topic
+            asked = produce_asked(served, left, field) if translated(served) else left
         except Refused as refused:
             errors[name] = refused.code
             continue
         there[asked[field]] = served
         allowed.append(asked)
     passed_on = request | {"topic_data": allowed} if allowed else None
-    return Split(request, field, errors, there, passed_on, data.closed_not_too_large)
+    return Split(request, field, errors, there, passed_on, data.closed_not_too_large, told)
 
 
 async def produce(call: Call, version: int, request: Message) -> Message:
@@ -154,6 +170,7 @@ async def fetch(call: Call, version: int, request: Message) -> Message:
     topics = request["topics"]
     named = [topic[field] for topic in topics]
     view, _ = await (look(call, (), named) if version >= FETCH_TOPIC_IDS_FROM else look(call, named))
+    await arrived_here(view, call.cluster, {one[field]: [p["partition"] for p in one["partitions"]] for one in topics})
     here: dict[str | bytes, ServedTopic] = {}
     errors: dict[str | bytes, int] = {}
     moves: dict[str | bytes, MigrationRecord] = {}  # those that are judged by partition

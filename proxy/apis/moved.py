@@ -6,13 +6,18 @@ place. The broker is asked without a fetch session, whose partitions it would ot
 
 from __future__ import annotations
 
-from kafka_wire.codec import Message
+from collections.abc import Mapping
+
+from kafka_wire.batches import walk
+from kafka_wire.codec import DecodeError, Message
 from kafka_wire.errors import ERROR
+from kafka_wire.producer_ids import add_to_producer
 from metadata_service.view import ServedTopic, View
 from offset_sync import serving
 from offset_sync.table import Table
 from proxy.apis.contract import Refused
-from proxy.apis.translation import current_epoch, offsets_of, table_of, to_logical_epoch
+from proxy.apis.translation import arrived, current_epoch, offsets_of, table_of, to_logical_epoch
+from proxy.moving.guarding import placement_tag
 
 NO_FETCH: Message = {
     "high_watermark": -1,
@@ -33,6 +38,12 @@ def served_here(view: View, cluster: str, topic: str | bytes) -> ServedTopic | N
 def translated(topic: ServedTopic) -> bool:
     """Whether offsets and epochs of this topic are others on its cluster, or its topic id is."""
     return topic.record.epoch > 0 or topic.physical_id != topic.id
+
+
+async def arrived_here(view: View, cluster: str, asked: Mapping[str | bytes, list[int]]) -> None:
+    """Wait for the tables of what is served here, by partition; bounded."""
+    found = [(served_here(view, cluster, topic), partitions) for topic, partitions in asked.items()]
+    await arrived([(served, partitions) for served, partitions in found if served is not None])
 
 
 # -- Fetch ------------------------------------------------------------------------------------------------------------
@@ -85,10 +96,29 @@ def fetch_answered(topic: ServedTopic, answer: Message, field: str) -> None:
 
 def produce_asked(topic: ServedTopic, asked: Message, field: str) -> Message:
     """What to send the broker for a topic of the request. Raises Refused where its tables are not here."""
-    for one in asked["partition_data"]:
+    rows = asked["partition_data"]
+    for one in rows:
         if topic.record.epoch:
             table_of(topic, one["index"])  # without it the answer's offset could not be told
-    return {**asked, field: topic.physical_id if field == "topic_id" else topic.name}
+    added = placement_tag(topic)
+    if added:
+        rows = [{**one, "records": told_apart(one["records"], added)} for one in rows]
+    return {**asked, field: topic.physical_id if field == "topic_id" else topic.name, "partition_data": rows}
+
+
+def told_apart(records: memoryview | bytes | None, added: int) -> memoryview | None:
+    """Batches with the ids of idempotent producers as a cluster knows them that has served the topic before: its log
+    still has what they wrote then. A copy. A transaction's coordinator compares ids, so those stay."""
+    if records is None:
+        return None
+    out = memoryview(bytearray(records))
+    try:
+        for one in walk(out):
+            if one.magic == 2 and one.producer_id >= 0 and not one.transactional:
+                add_to_producer(out[one.at : one.end], added)
+    except DecodeError:
+        pass  # the broker refuses it
+    return out
 
 
 def produce_answered(topic: ServedTopic, answer: Message, field: str) -> None:

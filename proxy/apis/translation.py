@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from kafka_wire.batches import Batch
 from kafka_wire.errors import ERROR
 from metadata_service.view import ServedTopic
 from offset_sync import serving
+from offset_sync.guard import Verdict
 from offset_sync.table import Table
 from proxy.apis.contract import Refused
 from proxy.apis.metadata_encoding import EPOCH_BITS, logical_epoch
+from proxy.moving.contract import Guards, NoGuards
 
 _PHYSICAL = (1 << EPOCH_BITS) - 1
 
@@ -80,12 +83,24 @@ class _ByTable:
 _IDENTITY = _Identity()
 _BY_TABLE = _ByTable()
 _tables: Tables | None = None
+_guards: Guards = NoGuards()
 
 
-def install(tables: Tables | None) -> None:
-    """Use these tables for topics that have moved; None: refuse such topics."""
-    global _tables
+def install(tables: Tables | None, guards: Guards | None = None) -> None:
+    """Use these tables for topics that have moved (None: refuse such topics), and these producer guards."""
+    global _tables, _guards
     _tables = tables
+    _guards = guards or NoGuards()
+
+
+def guarded(topic: ServedTopic, partition: int) -> bool:
+    """Whether batches of this partition have to be judged."""
+    return _guards.guarded(topic.cluster, topic.name, partition)
+
+
+def judged(topic: ServedTopic, partition: int, batch: Batch) -> Verdict:
+    """A producer's batch, by what was written on the cluster that served the topic before."""
+    return _guards.judge(topic.cluster, topic.name, partition, batch)
 
 
 async def arrived(wanted: Iterable[tuple[ServedTopic, Iterable[int]]]) -> None:

@@ -23,6 +23,9 @@ class Guards(Protocol):
         `unknown` there, and wherever the leader has state for the producer. The offset of a duplicate is logical.
         """
 
+    def guarded(self, cluster: str, topic: str, partition: int) -> bool:
+        """Whether `judge` knows any producer there."""
+
     async def ready(self, migration: MigrationRecord) -> None:
         """Returns once the target's tables and guards of all partitions are here, complete up to the settled end
         (`migration.ends`, and the log's end `opened` where the switch is recorded). Never raises but Cancelled; goes
@@ -38,6 +41,9 @@ class NoGuards:
 
     def judge(self, cluster: str, topic: str, partition: int, batch: Batch) -> Verdict:
         return UNKNOWN
+
+    def guarded(self, cluster: str, topic: str, partition: int) -> bool:
+        return False
 
     async def ready(self, migration: MigrationRecord) -> None:
         return

@@ -49,7 +49,9 @@ class Guarding:
 
     def judge(self, batch: Batch) -> Verdict:
         producer_id = client_id_of(batch.producer_id)
-        if producer_id < 0 or producer_id not in self._guard:
+        # No transaction goes on over a move, and the ids of transactional producers are not told apart by cluster:
+        # an equal one that wrote elsewhere is somebody else.
+        if producer_id < 0 or batch.transactional or producer_id not in self._guard:
             return UNKNOWN
         verdict = self._guard.judge(producer_id, batch.producer_epoch, batch.base_sequence, batch.last_sequence)
         if verdict.kind == "duplicate":

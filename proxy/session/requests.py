@@ -15,12 +15,14 @@ from kafka_wire.produce_view import NeedMore, ProduceHead, produce_head
 from kafka_wire.schema import by_key
 from metadata_service.failures import DecisionFailed
 from metadata_service.store.contract import StoreError
+from metadata_service.view import ServedTopic
 from proxy.apis.contract import ClusterAway, Refused
 from proxy.apis.refusals import away_code, refusal
 from proxy.moving.produce import fenced_produce
 from proxy.session.call import SessionCall
 from proxy.session.judge import FETCH, PRODUCE, decode_produce, fetch_passes, head_passes, produce_passes
 from proxy.session.session import Kind, Session, Slot
+from proxy.session.translated import patch_fetch, patch_produce
 from proxy.transport.channel import SCRATCH, Channel, TornFrame
 from proxy.transport.splice import move
 from runtime import logging
@@ -157,18 +159,24 @@ def _judge_produce(session: Session, frame: memoryview, header: RequestHeader) -
     passes = head_passes(view, session.cluster, head)
     if not passes and not head.single:
         passes = produce_passes(view, session.cluster, version, decode_produce(version, frame, header.body))
+    served = None
     if not passes:
-        return header
+        served = patch_produce(session, view, version, frame, head, True)
+        if served is None:
+            return header
     session.logging_in = False
-    slot = _produce_slot(session, head, header)
+    slot = _produce_slot(session, head, header, served)
+    if served is not None:
+        return slot
     if head.single and head.transactional_id is None and head.topic is not None and head.acks:
         session.last_produce = slot.repeated = RepeatedProduce(frame, head.partition_at, version, head.topic)
         session.last_produce.generation = view.generation
     return slot
 
 
-def _produce_slot(session: Session, head: ProduceHead, header: RequestHeader) -> Slot:
+def _produce_slot(session: Session, head: ProduceHead, header: RequestHeader, moved: ServedTopic | None = None) -> Slot:
     slot = Slot(Kind.PRODUCE, PRODUCE, header.version, header.correlation, session.cluster)
+    slot.moved = moved
     if head.acks == 0:
         slot.answer = b""  # none will come
         session.silent = True
@@ -184,10 +192,13 @@ def _judge_fetch(session: Session, frame: memoryview, header: RequestHeader) -> 
             return header  # the session may name a topic that is no longer served here
     else:
         session.fetch_generation = generation
-    if not fetch_passes(view, session.cluster, version, request):
-        return header
     slot = Slot(Kind.FETCH, FETCH, version, header.correlation, session.cluster)
     slot.epoch = request.get("session_epoch", -1)
+    if session.fetches_moved or not fetch_passes(view, session.cluster, version, request):
+        if not patch_fetch(session, view, version, frame, header.body, request):
+            return header
+        session.fetches_moved = True
+        slot.moved = view
     return slot
 
 
@@ -257,18 +268,22 @@ async def _large_produce(session: Session, window: memoryview, size: int, versio
         raise session.refuse("malformed_request", api=PRODUCE, error="no record batch in the first 64 KiB") from None
     except DecodeError as error:
         raise session.refuse("malformed_request", api=PRODUCE, version=version, error=str(error)) from None
-    if not head_passes(session.around.view(), session.cluster, head) or session.upstream is None:
+    if session.upstream is None:
         inbox.keep(window)
-        if session.upstream is None:
-            await session.open_upstream()
-            return 4 if len(window) >= 12 else 12
-        await _large(session, size)
-        return 4
+        await session.open_upstream()
+        return 4 if len(window) >= 12 else 12
     if len(session.slots) >= 64:
         inbox.keep(window)
         await session.room()
         window = await inbox.window(len(window))
-    slot = _produce_slot(session, head, header)
+    view, served = session.around.view(), None
+    if not head_passes(view, session.cluster, head):
+        served = patch_produce(session, view, version, window[4:], head, False)
+        if served is None:
+            inbox.keep(window)
+            await _large(session, size)
+            return 4
+    slot = _produce_slot(session, head, header, served)
     counters = session.around.api(PRODUCE, session.cluster)
     counters.requests += 1
     counters.request_bytes += size + 4

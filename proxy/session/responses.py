@@ -12,8 +12,12 @@ from kafka_wire.fetch_view import FLEXIBLE_FROM, STALE_LEADER, FetchWalk
 from kafka_wire.frames import response_body, response_frame
 from kafka_wire.produce_view import TOPIC_IDS_FROM
 from metadata_service.models import STRIDE
+from metadata_service.view import ServedTopic, View
+from offset_sync.timeline import Exhausted
 from proxy.apis.contract import CloseConnection
+from proxy.session import translated
 from proxy.session.session import Kind, Session, Slot, owed
+from proxy.session.translated import TranslatingWalk
 from proxy.transport.channel import SCRATCH, ChannelClosed
 from proxy.transport.splice import beginning, move, piece
 
@@ -21,6 +25,7 @@ _HEAD = struct.Struct(">ii")  # size, correlation id
 HEAD = 8192
 SASL_AUTHENTICATE = 36
 LARGE = 131072
+PIECE = 1 << 18  # of what is sent from owned memory at once: what a slow client does not take is copied
 
 
 async def write_responses(session: Session) -> None:
@@ -175,7 +180,9 @@ def produce_answer(session: Session, frame: memoryview, slot: Slot) -> bytes | m
     body = response_body(slot.key, slot.version, frame[4:])
     response = decode("response", slot.key, slot.version, frame[4:], body)
     codes = {part["error_code"] for topic in response["responses"] for part in topic["partition_responses"]}
-    if codes == {0}:
+    if isinstance(slot.moved, ServedTopic):
+        translated.produce_answer(response, slot.version, slot.moved)
+    elif codes == {0}:
         return frame
     if ERROR.MESSAGE_TOO_LARGE in codes:
         closed_not_too_large(session, slot.version, response)
@@ -251,7 +258,12 @@ async def _fetch(session: Session, window: memoryview, size: int, slot: Slot) ->
     cluster = session.around.view().clusters.get(session.cluster)
     if cluster is None:
         raise CloseConnection("the cluster is no longer part of the federation")
-    walk = FetchWalk(slot.version, cluster.record.index * STRIDE, partial(_in_range, session))
+    shift, in_range = cluster.record.index * STRIDE, partial(_in_range, session)
+    if isinstance(slot.moved, View):
+        translating = TranslatingWalk(slot.version, shift, slot.moved, session.cluster, in_range)
+        await _fetch_translated(session, window, size, slot.version, translating)
+        return
+    walk = FetchWalk(slot.version, shift, in_range)
     inbox.read_size = HEAD if size > LARGE else SCRATCH
     end = size + 4
     pos = 8
@@ -281,6 +293,58 @@ def _in_range(session: Session, code: int) -> int:
         return code
     served = session.around.view().served_generation.get(session.cluster, 0)
     return moving.fetch_code(code, session.fetch_generation == served)
+
+
+async def _fetch_translated(
+    session: Session, window: memoryview, size: int, version: int, walk: TranslatingWalk
+) -> None:
+    """A Fetch answer with topics that have moved: held whole, since translating may change its size."""
+    inbox, end = session.upstream_inbox, size + 4
+    assert inbox is not None
+    if len(window) >= end:
+        pieces = _translated(session, window[:end], version, walk)
+        if len(window) > end:
+            inbox.keep(window[end:])
+        # In one: after a wait the lent memory is somebody else's.
+        await session.client.send(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+    else:
+        inbox.keep(window)
+        inbox.read_size = HEAD if size > LARGE else SCRATCH
+        async with session.around.budget.hold(size):
+            with session.around.frames.lent(end) as frame:
+                await inbox.whole(frame)
+                await _send_pieces(session, _translated(session, frame, version, walk))
+    if walk.stale:
+        session.around.federation.refresh(session.cluster)
+
+
+def _translated(session: Session, frame: memoryview, version: int, walk: TranslatingWalk) -> list[memoryview | bytes]:
+    """The frame (with its size prefix) as it is sent, in pieces."""
+    pos = 9 if version >= FLEXIBLE_FROM else 8
+    if version >= FLEXIBLE_FROM and (len(frame) < 9 or frame[8]):
+        raise session.refuse("broker_protocol", error="a response header with tagged fields")
+    try:
+        while not walk.done:
+            pos, records = walk.advance(frame, pos)
+            if records:
+                if pos + records > len(frame):
+                    raise DecodeError("records that are longer than their frame")
+                walk.records(frame, pos, records)
+                pos += records
+            elif not walk.done:
+                raise DecodeError("it ends early")
+    except (DecodeError, Exhausted) as error:
+        raise session.refuse("broker_protocol", error=f"no Fetch response: {error}") from None
+    return walk.rebuilt(frame) if walk.changed else [frame]
+
+
+async def _send_pieces(session: Session, pieces: list[memoryview | bytes]) -> None:
+    left = sum(map(len, pieces))
+    for one in pieces:
+        for at in range(0, len(one), PIECE):
+            part = one[at : at + PIECE]
+            left -= len(part)
+            await session.client.send(part, more=left > 0)
 
 
 async def _fetch_at_hand(session: Session, window: memoryview, pos: int, end: int, walk: FetchWalk, slot: Slot) -> None:

@@ -18,6 +18,7 @@ import trio
 from kafka_wire.codec import Message
 from kafka_wire.frames import parse_response, request_frame
 from kafka_wire.produce_repeat import RepeatedProduce
+from metadata_service.view import ServedTopic, View
 from proxy.apis.contract import CloseConnection, ClusterAway
 from proxy.session.surroundings import Surroundings
 from proxy.sweep import Waiting
@@ -47,7 +48,19 @@ class Kind(Enum):
 class Slot:
     """A request that owes an answer."""
 
-    __slots__ = ("answer", "cluster", "correlation", "done", "epoch", "key", "kind", "repeated", "started", "version")
+    __slots__ = (
+        "answer",
+        "cluster",
+        "correlation",
+        "done",
+        "epoch",
+        "key",
+        "kind",
+        "moved",
+        "repeated",
+        "started",
+        "version",
+    )
 
     def __init__(self, kind: Kind, key: int, version: int, correlation: int, cluster: str) -> None:
         self.kind = kind
@@ -59,6 +72,7 @@ class Slot:
         self.answer: bytes | bytearray | None = None  # LOCAL: a whole frame; INNER: a frame without its size
         self.done: trio.Event | None = None
         self.repeated: RepeatedProduce | None = None
+        self.moved: ServedTopic | View | None = None  # translated: the topic of a PRODUCE, the view of a FETCH
         self.epoch = -1  # FETCH: of its fetch session, -1 without one
 
 
@@ -102,6 +116,7 @@ class Session:
         self.holding = False  # the request that is being read has a part of the worker's budget
         self.made_bytes = 0  # of answers made here that wait for their turn
         self.fetch_generation = -1
+        self.fetches_moved = False  # its fetch sessions may hold partitions of topics that have moved
         self.last_produce: RepeatedProduce | None = None
         self.client_id: str | None = None
         self.known_principal: str | None = None

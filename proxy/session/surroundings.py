@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -90,6 +90,28 @@ class Budget:
             event.set()
 
 
+class Frames:
+    """Memory for whole answers, lent: to take pages from the system anew for each costs more than to fill them."""
+
+    def __init__(self, keep: int = 4, most: int = 8 << 20) -> None:
+        self._free: list[bytearray] = []
+        self._keep = keep
+        self._most = most
+
+    @contextmanager
+    def lent(self, size: int) -> Iterator[memoryview]:
+        """So many bytes, with anything in them."""
+        one = self._free.pop() if self._free else bytearray()
+        if len(one) < size:
+            one = bytearray(size)
+        view = memoryview(one)
+        try:
+            yield view[:size]
+        finally:
+            if len(one) <= self._most and len(self._free) < self._keep:
+                self._free.append(one)
+
+
 @dataclass
 class Surroundings:
     """A worker's parts, as a session sees them."""
@@ -114,6 +136,7 @@ class Surroundings:
     bulk: memoryview = field(
         default_factory=lambda: memoryview(bytearray(BUFFER))
     )  # lent for what goes to clients in large pieces
+    frames: Frames = field(default_factory=Frames)
     # SASL clusters, whose clients are known only once their broker has answered them.
     authenticating: Callable[[str], bool] = lambda cluster: False
     # Answers made of cached bytes, without decoding the request: key -> body or None to take the handler's way.
