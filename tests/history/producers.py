@@ -83,13 +83,27 @@ def librdkafka(told: Told, config: Mapping[str, Setting], kind: Producing) -> No
     while go_on():
         went[number] = time.time()
         told.sent[kind.name] = number + 1
-        producer.produce(kind.topic, f"{kind.name}:{number}".encode(), b"%d" % (number % KEYS), on_delivery=delivered)
-        producer.poll(0)
+        value = f"{kind.name}:{number}".encode()
+        try:
+            producer.produce(kind.topic, value, b"%d" % (number % KEYS), on_delivery=delivered)
+            producer.poll(0)
+        except KafkaException as error:
+            told.report(kind.name, "fatal", _reason(producer, error))
+            return
         if not kind.silent:
             went.pop(number)
         number += 1
     if left := producer.flush(PATIENCE):
         told.report(kind.name, "error", f"{left} records without an answer")
+
+
+def _reason(producer: Producer, error: KafkaException) -> object:
+    """Why a producer is done for: the error callback tells, once it is given the time."""
+    try:
+        producer.poll(0.5)
+    except KafkaException as later:
+        return later.args[0]
+    return error.args[0]
 
 
 def _base(told: Told, config: Mapping[str, Setting], kind: Producing) -> dict[str, object]:
@@ -153,6 +167,7 @@ def _librdkafka_transactions(told: Told, config: Mapping[str, Setting], kind: Pr
         told.aborted |= mine
         if reason is not None:
             told.report(kind.name, "abortable", reason)
+            time.sleep(RETRY_PAUSE)
 
 
 def _insist(call: Callable[[], None]) -> None:

@@ -228,6 +228,7 @@ final class ProducerClient implements Client {
             producer.flush();
         } catch (RuntimeException error) {
             reason = error;
+            pace.next();
         }
         try {
             insist(producer::abortTransaction);
