@@ -1,4 +1,4 @@
-"""Two real clusters, one endpoint: produce and consume across both, mirror a topic, and show what happened.
+"""Two real clusters, one endpoint: produce and consume across both, move a topic while it is used, mirror another.
 
 In a terminal everything stays up afterwards, to be looked at; Ctrl-C cleans up. Otherwise it ends by itself, with
 exit status 1 if anything was lost, read twice or refused.
@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, TopicPartition
 from rich.console import Console
 from rich.table import Table
 
-from tools.demo.traffic import Account, consume, create, produce
+from tools.demo.traffic import Account, Live, consume, create, produce
 from tools.local_cluster import Cluster, ClusterSpec, running
 from tools.local_federation import Federation, program, run_federation
 
@@ -28,7 +28,10 @@ TOPICS = ["payments", "clicks", "orders-west", "invoices-west"]
 GROUP = "billing"
 EACH = 2000
 MIRRORED = "payments"
-MORE = 50_000  # records, while it is mirrored
+MORE = 20_000  # records, while it is mirrored
+MOVED = "clicks"
+MOVE_SECONDS = 60.0  # until a move that does not end is an error
+LIVE_RATE = 500  # records a second, while it moves
 MIRROR_SECONDS = 30.0
 # Wide enough for the tables where output is not a terminal.
 out = Console(width=None if sys.stdout.isatty() else 100)
@@ -87,12 +90,48 @@ def show(clusters: Mapping[str, Cluster], federation: Federation) -> bool:
     out.print("[bold]reading[/] all four topics in one group, in two sittings")
     took["reading, first half"] = consume(endpoint, GROUP, TOPICS, total // 2, account)
     took["reading, second half"] = consume(endpoint, GROUP, TOPICS, total - total // 2, account)
+    moved = move(federation)
     mirrored = mirror(federation)
     out.print(where(clusters))
     out.print(verdict(account, took))
-    good = mirrored and not (account.lost or account.twice or account.errors) and len(account.acknowledged) == total
+    good = (
+        moved
+        and mirrored
+        and not (account.lost or account.twice or account.errors)
+        and len(account.acknowledged) == total
+    )
     out.print("[bold green]as promised[/]" if good else "[bold red]not as promised[/]")
     return good
+
+
+def move(federation: Federation) -> bool:
+    """A topic goes to the other cluster and back under live traffic; whether nobody noticed."""
+    table = Table("what", "result", title=f"{MOVED} moved under live traffic: what its clients saw")
+    with Live(federation.bootstrap(), MOVED, "live", LIVE_RATE) as live:
+        since, good = time.monotonic(), True
+        for target in ("west", "east"):
+            command = ["migrate", MOVED, "--to", target, "--apply", "--wait"]
+            out.print(f"[bold]moving[/] kfed {' '.join(command)}, at {LIVE_RATE} records/s")
+            start = time.monotonic()
+            argv = [program(), *command, "--admin", federation.admin]
+            try:
+                ran = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=MOVE_SECONDS)
+                failed = "" if ran.returncode == 0 else (ran.stdout + ran.stderr)[-500:]
+            except subprocess.TimeoutExpired:
+                failed = f"not within {MOVE_SECONDS:g} s"
+            good &= not failed
+            table.add_row(f"to {target}", failed or f"{time.monotonic() - start:.1f} s")
+        time.sleep(1.0)
+        written, arrived = live.pauses(since)
+    account = live.account
+    table.add_row("records acknowledged", str(len(account.acknowledged)))
+    table.add_row("lost", str(account.lost))
+    table.add_row("read twice", str(account.twice))
+    table.add_row("errors", "; ".join(sorted(set(account.errors))) or "none")
+    table.add_row("rebalances of its group", str(live.rebalances))
+    table.add_row("longest pause", f"{written * 1e3:.0f} ms for the producer, {arrived * 1e3:.0f} ms for the consumer")
+    out.print(table)
+    return good and not (account.lost or account.twice or account.errors or live.rebalances)
 
 
 def mirror(federation: Federation) -> bool:
