@@ -82,5 +82,9 @@ class Migrating:
         self.running[operation.id] = running
         try:
             await running.run()
+        except* StoreReplaced:
+            raise
+        except* (DecisionFailed, StoreError, ClientError) as group:
+            log.warning("a migration has to go on later", operation=operation.id, error=str(group.exceptions[0]))
         finally:
             del self.running[operation.id]

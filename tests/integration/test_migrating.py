@@ -85,6 +85,28 @@ async def test_a_whole_move(world: World, east: Cluster, names: Names) -> None:
                     await following.__anext__()
 
 
+async def test_a_leader_dies_while_writes_are_held(
+    triple: Cluster, west: Cluster, server: EmbeddedServer, names: Names
+) -> None:
+    """Others lead its partitions from then on: they are closed as well, and asked."""
+    topic = names.topic("leaderless")
+    await create(triple, topic, 6)
+    with Load(triple, topic, 6).running():
+        pass
+    async with world_of(str(server.directory), triple, west) as world, world.controller(), world.replicator():
+        identifier = await world.begin("triple", "west", topic, options=Options(budget=30.0, redirect=0.0))
+        await world.until(identifier, lambda one: one.step in ("close", "settle", "finish"))
+        triple.brokers[1].kill()
+        ended = await world.until(identifier, lambda one: one.step in ("redirect", "retire", "done", "failed"))
+        assert ended.step != "failed", ended.reason
+        triple.mend()
+        assert (await world.ended(identifier)).step == "done"
+        async with world.client("west") as client:
+            for number in range(6):
+                held = await log_of(client, topic, number)
+                assert held and len(held) == len({one.headers for one in held})
+
+
 async def test_the_controller_is_killed_at_every_step(world: World, east: Cluster, names: Names) -> None:
     """Each commit, and each batch of commands, is the last that a controller does; the next one goes on."""
     topic = names.topic("killed")
