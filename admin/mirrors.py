@@ -47,6 +47,8 @@ from metadata_service.status import Facts
 from metadata_service.view import View
 from offset_sync.tables import SHIP, Following
 from offset_sync.varints import Damaged
+from replicator.following import Followed
+from replicator.following import Following as Rules
 from replicator.preflight import Problem
 from replicator.prepare import Judged, NoSource, judge
 from replicator.states import Condition
@@ -59,6 +61,7 @@ REMOVE_SECONDS = 8.0
 POLL = 0.25
 TRIES = 5
 HISTORY_MIRRORS = 100
+ACLS_SHOWN = 5
 
 
 @dataclass(slots=True)
@@ -106,6 +109,7 @@ class CreatePlan:
     problems: list[str]
     view: View
     revision: int  # the revision of MIRRORS_CHANGED it was judged at
+    rules: Rules | None = None  # None: ACLs are not followed
 
     def all_problems(self) -> list[str]:
         return [*self.problems, *(text for one in self.mirrors for text in one.problems)]
@@ -128,8 +132,8 @@ class CreatePlan:
         }
 
 
-async def plan_create(member: Member, wish: Wish) -> CreatePlan:
-    """Judge everything; nothing is changed.
+async def plan_create(member: Member, wish: Wish, follow_acls: bool = True) -> CreatePlan:
+    """Judge everything; nothing is changed. `follow_acls`: whether replicators create the source's ACLs on targets.
 
     Raises:
         WrongWish: the command cannot be meant. StoreError.
@@ -145,7 +149,8 @@ async def plan_create(member: Member, wish: Wish) -> CreatePlan:
         edges = [Edge(topic, source, target) for source, target in wish.pairs()]
         problems += refusals(view, topic, edges, wish.mode)
         mirrors += [Planned(edge, wish.mode, exists=existing(view, edge) is not None) for edge in edges]
-    plan = CreatePlan(wish, mirrors, problems, view, found.mod_revision if found is not None else 0)
+    rules = Rules() if follow_acls else None
+    plan = CreatePlan(wish, mirrors, problems, view, found.mod_revision if found is not None else 0, rules)
     if not problems:
         room = trio.CapacityLimiter(JUDGED_AT_ONCE)
         async with trio.open_nursery() as nursery:
@@ -167,6 +172,8 @@ async def _judge(member: Member, plan: CreatePlan, one: Planned, room: trio.Capa
                 one.problems += [_mend(plan.view, edge, problem) for problem in one.judged.problems]
                 if one.mode == "ship":
                     await _occupied(plan.view, one, source, target)
+                    if plan.rules is not None:
+                        one.notes += _acls(edge, await plan.rules.follow(source, target, edge.topic, dry=True))
             except NoSource:
                 if any(other.edge.target == edge.source for other in plan.mirrors if other.edge.topic == edge.topic):
                     one.notes.append(f"{edge.source} gets the topic by the others of this plan")
@@ -176,6 +183,16 @@ async def _judge(member: Member, plan: CreatePlan, one: Planned, room: trio.Capa
                 one.problems.append(f"{edge}: {error}")
             return
     one.problems.append(f"{edge}: the clusters did not answer within {JUDGE_SECONDS:.0f} s; see kfed clusters")
+
+
+def _acls(edge: Edge, found: Followed) -> list[str]:
+    """What becomes of the target's ACLs. `kfed mirrors` shows what else differs, once it copies."""
+    if found.error:
+        return [f"ACLs are not followed: {found.error}"]
+    if not found.created:
+        return []
+    more = f" and {len(found.created) - ACLS_SHOWN} more" if len(found.created) > ACLS_SHOWN else ""
+    return [f"ACLs are created on {edge.target}: {'; '.join(found.created[:ACLS_SHOWN])}{more}"]
 
 
 def _mend(view: View, edge: Edge, problem: Problem) -> str:
@@ -225,14 +242,14 @@ async def _occupied(view: View, one: Planned, source: ClusterClient, target: Clu
         one.notes.append("goes on where an earlier mirror has stopped")
 
 
-async def create(member: Member, wish: Wish) -> tuple[CreatePlan, Document]:
+async def create(member: Member, wish: Wish, follow_acls: bool = True) -> tuple[CreatePlan, Document]:
     """Judge, write the records, and wait a moment for everything to copy. With problems nothing is done.
 
     Raises:
         WrongWish, StoreError. Conflict: others create mirrors at the same time, again and again.
     """
     for _ in range(TRIES):
-        plan = await plan_create(member, wish)
+        plan = await plan_create(member, wish, follow_acls)
         if plan.all_problems():
             return plan, plan.document()
         if await _commit(member, plan):
@@ -415,14 +432,16 @@ Record = Callable[[str, Mapping[str, object], Mapping[str, object]], Awaitable[N
 """Writes the history: what, the plan, what came of it."""
 
 
-async def create_asked(member: Member, body: Mapping[str, object], apply: bool, record: Record) -> Document:
+async def create_asked(
+    member: Member, body: Mapping[str, object], apply: bool, record: Record, follow_acls: bool = True
+) -> Document:
     """Raises as `create`, with the API's Wrong."""
     try:
         wish = wish_of(body)
         if not apply:
-            return (await plan_create(member, wish)).document()
+            return (await plan_create(member, wish, follow_acls)).document()
         what = f"mirror create {described(wish)}"
-        plan, document = await create(member, wish)
+        plan, document = await create(member, wish, follow_acls)
     except WrongWish as error:
         raise Wrong(str(error)) from None
     if document["applied"]:

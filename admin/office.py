@@ -264,7 +264,8 @@ class FederationOffice:
     async def mirror_create(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
         member, _ = self._open()
         with _store_errors():
-            return await mirrors.create_asked(member, asked, apply, partial(self._record, by))
+            follow_acls = self._settings.replicator.follow_acls
+            return await mirrors.create_asked(member, asked, apply, partial(self._record, by), follow_acls)
 
     async def mirror_remove(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
         member, _ = self._open()
