@@ -15,9 +15,10 @@ import trio
 
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
 from kafka_client import ClientError, ClusterClient
-from metadata_service.asking import FoundGroup, list_groups, list_transactions, topics_by_name
+from metadata_service.asking import FoundGroup, list_groups, topics_by_name
 from metadata_service.failures import DecisionFailed, Undecided
 from metadata_service.group_members import GroupState, describe_group
+from metadata_service.group_transactions import open_transactions
 from metadata_service.home_runner import Contents, contents, refusal_of, stale_refusal, without_stub
 from metadata_service.member import Member
 from metadata_service.models import GROUP_HOMES, OPERATIONS, HomeRecord, OperationRecord
@@ -28,9 +29,6 @@ from metadata_service.store.contract import Put, Unchanged
 from metadata_service.view import View
 
 SECONDS = 30.0  # for a whole plan
-DESCRIBE_TRANSACTIONS = 65
-TRANSACTIONS_AT_ONCE = 100
-OFFSETS_TOPIC = "__consumer_offsets"
 
 
 @dataclass
@@ -164,7 +162,7 @@ async def _ask(member: Member, plan: Plan) -> None:
         if refusal:
             plan.problems.append(refusal)
     await _topics(view, target, plan)
-    if writing := await _transactions(source, name):
+    if writing := sorted(await open_transactions(source, name)):
         plan.problems.append(
             f"transactions of {', '.join(writing[:3])} commit positions, in this group or in one beside it, on "
             f"{source.name}, where what they write lives too; stop these producers first, or move their topics instead"
@@ -214,33 +212,6 @@ async def _topics(view: View, target: ClusterClient, plan: Plan) -> None:
                 "stand_in": stub,
             }
         )
-
-
-async def _transactions(source: ClusterClient, group: str) -> list[str]:
-    """Transactional ids with an open transaction that names the partition in which the group's commits lie."""
-    live = sorted(name for name, one in (await list_transactions(source)).items() if one.live)
-    if not live:
-        return []
-    offsets = (await topics_by_name(source, [OFFSETS_TOPIC])).get(OFFSETS_TOPIC)
-    if offsets is None:
-        return []
-    mine = partition_of(group, len(offsets.partitions))
-    found: list[str] = []
-    for name in live[:TRANSACTIONS_AT_ONCE]:
-        answer = await source.call_coordinator(1, name, DESCRIBE_TRANSACTIONS, {"transactional_ids": [name]})
-        for one in answer["transaction_states"]:
-            if any(each["topic"] == OFFSETS_TOPIC and mine in each["partitions"] for each in one["topics"]):
-                found.append(name)
-    return found
-
-
-def partition_of(group: str, partitions: int) -> int:
-    """Where a coordinator keeps a group: Java's hash of the name."""
-    code = 0
-    units = group.encode("utf-16-be", "surrogatepass")
-    for at in range(0, len(units), 2):
-        code = (31 * code + int.from_bytes(units[at : at + 2], "big")) & 0xFFFFFFFF
-    return (code & 0x7FFFFFFF) % partitions
 
 
 # -- judging ----------------------------------------------------------------------------------------------------------

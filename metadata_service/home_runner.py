@@ -17,6 +17,7 @@ from metadata_service.asking import Positions, committed, list_groups
 from metadata_service.carrying import missing
 from metadata_service.failures import DecisionFailed, StubRefused, Undecided
 from metadata_service.group_members import GroupState, describe_group, evict
+from metadata_service.group_transactions import Open, open_transactions
 from metadata_service.member import Member
 from metadata_service.models import GROUP_HOMES, OPERATIONS, HomeRecord, LeaseRecord, OperationRecord, WorkerRecord
 from metadata_service.operations.home_moving import ENDED, Advance, Command, Facts, advance
@@ -111,6 +112,7 @@ class _Done:
     looked: bool = False
     refusal: str = ""
     topics: tuple[str, ...] = ()
+    open: Open | None = None  # transactions that were open when the copy began
     backoff: Backoff = field(default_factory=lambda: Backoff(0.05, 1.0))
 
 
@@ -231,6 +233,12 @@ class _Move:
 
     async def _copy(self) -> None:
         source, target = self._client(self._source), self._client(self._to)
+        now = await open_transactions(source, self._group)
+        if self._done.open is None:
+            self._done.open = now
+        if left := sorted(name for name, which in self._done.open.items() if now.get(name) == which):
+            # What began later cannot commit for this group any more: only these are waited for.
+            raise Undecided(source.name, f"transactions that may commit for it are open: {', '.join(left[:3])}")
         found = await contents(self._member.view, self._group, source, target)
         if found.stale:
             self._done.refusal = stale_refusal(found, self._group, self._to)

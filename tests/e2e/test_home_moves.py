@@ -233,17 +233,32 @@ async def test_whoever_carries_on_finds_the_step_recorded(
             assert await consumer.take(3)
 
 
-async def test_what_is_refused_says_the_way_out(federation: Federation, jvm: Jvm, east: Cluster, names: Names) -> None:
-    kfed, topic, shared = Kfed(federation), names.topic("e"), names.group("s")
-    await off(lambda: create(federation.librdkafka(), topic, 1))
-    async with jvm.share_consumer(federation.java(), group=shared) as consumer:
-        await consumer.subscribe(topic)
-        with trio.fail_after(20):
-            while True:
-                ran = await kfed("groups", shared, "--move-home", "west", "--apply", check=False)
-                if "share group" in ran.out:
-                    break
+async def test_what_is_refused_says_the_way_out(federation: Federation, jvm: Jvm, names: Names) -> None:
+    kfed, config = Kfed(federation), federation.java()
+    topic, sink, shared, streamed, exact = names.topic("e"), names.topic("s"), *map(names.group, ("s", "t", "x"))
+    for one in (topic, sink):
+        await off(partial(create, federation.librdkafka(), one, 1))
+
+    async def refused(group: str, why: str) -> None:
+        ran = await kfed("groups", group, "--move-home", "west", "--apply", check=False)
+        with trio.move_on_after(30):
+            while ran.err:  # nobody knows it yet
                 await trio.sleep(0.2)
-        assert ran.status == 1
-    ran = await kfed("groups", shared, "--move-home", "nowhere", check=False)
+                ran = await kfed("groups", group, "--move-home", "west", "--apply", check=False)
+        assert ran.status == 1 and why in ran.out, ran
+
+    async with jvm.share_consumer(config, group=shared) as consumer:
+        await consumer.subscribe(topic)
+        await consumer.take(1, 2.0, once=True)
+        await refused(shared, "it is a share group")
+    async with jvm.streams(config, application_id=streamed, protocol="streams") as streams:
+        await streams.start(topic, sink=sink)
+        await refused(streamed, "it is a streams group")
+    async with jvm.producer(config, transactional_id=names.group("id")) as producer:
+        await producer.init_transactions()
+        await producer.begin()
+        await producer.send_offsets([(topic, 0, 1)], group=exact)
+        await refused(exact, f"transactions of {names.group('id')} commit positions")
+        await producer.abort()
+    ran = await kfed("groups", exact, "--move-home", "nowhere", check=False)
     assert ran.status == 1 and "there are: east, west" in ran.err

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 import pytest
 
+from metadata_service.group_transactions import partition_of
 from metadata_service.models import HomeMove, HomeRecord
 from metadata_service.operations.home_moving import BUDGETS, ENDED, Advance, Facts, advance
 
@@ -65,6 +66,14 @@ def test_who_finds_another_move_or_none_leaves_it_alone() -> None:
         found = next_(step, record=other)
         assert (found.step, found.record) == ("failed", other), step
         assert next_(step, record=None).step == "failed"
+
+
+def test_a_group_lies_where_java_says() -> None:
+    """Hashes of both signs: "g".hashCode() is 103, "x-fc8c25d5".hashCode() is negative."""
+    assert partition_of("g", 50) == 103 % 50
+    assert partition_of("polygenelubricants", 50) == 0  # the one whose hash has no absolute value
+    code = sum(ord(one) * 31 ** (9 - at) for at, one in enumerate("x-fc8c25d5")) % 2**32
+    assert code >= 2**31 and partition_of("x-fc8c25d5", 50) == (2**32 - code) % 50
 
 
 # -- a world ----------------------------------------------------------------------------------------------------------
