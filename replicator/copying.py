@@ -305,6 +305,9 @@ class Data:
 
     def _follow_log_start(self, log_start: int) -> None:
         """DeleteRecords and retention of the source: erasure must reach a standby."""
+        covered = self.upstream.limit
+        if covered is not None and log_start > covered:
+            return  # the source, a copy itself, is being begun anew: its table does not tell yet what was deleted
         self._log_start = log_start
         if self.session.assignment.mode != "ship":
             return
