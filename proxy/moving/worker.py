@@ -237,6 +237,11 @@ class WorkerFence:
         """Whether writes to the topic (by name, or by logical id) go through here."""
         return self.fence.concerned(self.name(topic))
 
+    def held(self, topic: str | bytes) -> bool:
+        """Whether a write to the topic that is judged now comes here: its record says so while a hold may be."""
+        served = self._following.view.topics.get(self.name(topic))
+        return served is not None and served.special and self.fence.concerned(served.name)
+
     def name(self, topic: str | bytes) -> str:
         """Of a topic by name, or by logical id; empty where nobody knows it."""
         if isinstance(topic, str):

@@ -135,7 +135,7 @@ class ClientWrites:
             topic = _first_topic(window, version)
         except (NeedMore, DecodeError):
             return len(window) < size
-        return topic is not None and self.fence.concerned(topic)
+        return topic is not None and self.fence.held(topic)
 
     async def settled(self) -> None:
         while self._blocked:
