@@ -491,7 +491,7 @@ async def want(member: Member, identifier: str, action: str) -> Document:
         if found is None or shown is None:
             raise NotFound(f"no migration {identifier!r}")
         record, operation = decode(MigrationRecord, found.value), decode(OperationRecord, shown.value)
-        _possible(record, action)
+        possible(record, action)
         after = msgspec.structs.replace(record, wanted=wanted)
         state, step = face(after)
         shown_as = msgspec.structs.replace(operation, state=state, step=step)
@@ -510,7 +510,7 @@ async def want(member: Member, identifier: str, action: str) -> Document:
     raise Conflict(f"operation {identifier} is going on at this moment; try again")
 
 
-def _possible(record: MigrationRecord, action: str) -> None:
+def possible(record: MigrationRecord, action: str) -> None:
     """Raises Conflict, with the way out."""
     if record.step in ENDED:
         raise Conflict(
