@@ -9,7 +9,9 @@ magic 0 and 1 come out of a walk as batches with only `at`, `base_offset`, `leng
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from crc32c import crc32c
@@ -33,6 +35,7 @@ _START = struct.Struct(">qiibI")  # up to where the CRC begins to count
 _U32, _I32, _I64 = struct.Struct(">I"), struct.Struct(">i"), struct.Struct(">q")
 _PRODUCER = struct.Struct(">qhi")
 _COUNT_FROM = 57
+_CARRIED = 1 << 20  # bytes of records up to which tables carry a CRC
 
 
 class Batch(NamedTuple):
@@ -191,15 +194,48 @@ def place(batch: memoryview | bytearray, base_offset: int, leader_epoch: int) ->
     _I32.pack_into(batch, 12, leader_epoch)
 
 
+@lru_cache(1 << 11)
+def _carried(behind: int) -> array[int]:
+    """What a difference between two CRCs becomes over so many equal bytes, by its four bytes: 256 values each."""
+    some = bytes(behind)
+    nothing = crc32c(some, 0)
+    out = array("I")
+    for byte in range(4):
+        bits = [crc32c(some, 1 << 8 * byte + bit) ^ nothing for bit in range(8)]
+        out.append(0)
+        for value in range(1, 256):
+            low = value & -value
+            out.append(out[256 * byte + value - low] ^ bits[low.bit_length() - 1])
+    return out
+
+
 def stamp(batch: memoryview | bytearray, producer_id: int, producer_epoch: int, base_sequence: int) -> None:
     """Make this one data batch a mirror's own: base offset 0, no leader epoch, plain and not transactional.
 
     The delete horizon's bit goes too: with it the base timestamp is the horizon, and deltas count from there, so
-    that timestamps stay what they are.
+    that timestamps stay what they are. The CRC is not made anew: it is linear, so what the changed header changes in it
+    is computed, without a look at the records. One that was wrong stays wrong, for whoever reads it to see.
     """
+    size = len(batch)
+    head = memoryview(batch)[CRC_FROM:HEADER_SIZE]
+    (crc,) = _U32.unpack_from(batch, 17)
+    change = crc32c(head)
     attributes = batch[22]  # the low byte of them
     if attributes & _CLEARED:
         batch[22] = attributes & ~_CLEARED
     _PRODUCER.pack_into(batch, 43, producer_id, producer_epoch, base_sequence)
-    covered = batch[CRC_FROM:] if isinstance(batch, memoryview) else memoryview(batch)[CRC_FROM:]
-    _START.pack_into(batch, 0, 0, len(batch) - LENGTH_FROM, -1, 2, crc32c(covered))
+    change ^= crc32c(head)
+    behind = size - HEADER_SIZE
+    if behind >= _CARRIED:
+        some = bytes(behind)
+        change = crc32c(some, change) ^ crc32c(some, 0)
+    else:  # in two steps, so that there are few tables
+        for step in (behind & 1023, behind & ~1023):
+            by = _carried(step)
+            change = (
+                by[change & 255]
+                ^ by[256 + (change >> 8 & 255)]
+                ^ by[512 + (change >> 16 & 255)]
+                ^ by[768 + (change >> 24)]
+            )
+    _START.pack_into(batch, 0, 0, size - LENGTH_FROM, -1, 2, crc ^ change)

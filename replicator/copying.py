@@ -136,6 +136,10 @@ class Data:
         if session.over or self.dead:
             return
         if answer.error:
+            corrupt = self.partition.corrupt() if answer.error == ERROR.CORRUPT_MESSAGE else None
+            if corrupt is not None:
+                self._die(Stop(Condition.CORRUPT, f"the batch at offset {corrupt} has a wrong CRC"))
+                return
             if answer.error in _FOR_GOOD:
                 # Its successors are refused too, by their sequences. The unit's other partitions go on.
                 self._die(Stop(Condition.REFUSED, _words(answer)))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from kafka_wire.batches import SEQUENCES, stamp
+from kafka_wire.batches import SEQUENCES, intact, stamp
 from offset_sync.guard import Entry, Guard, Noted
 from offset_sync.journal import (
     SLOTS,
@@ -348,6 +348,13 @@ class Partition:
                 self.bytes += size
                 self.batches += batches
                 self._dirty = True
+
+    def corrupt(self) -> int | None:
+        """The source offset of the oldest batch in flight, if its CRC is wrong, as it came from the source."""
+        if not self._in_flight:
+            return None
+        piece = self._in_flight[0][1]
+        return None if intact(piece.data) else piece.base
 
     def _gap(self, at: int, base: int) -> None:
         """The next batch was appended at `base`, behind what ended at `at`."""

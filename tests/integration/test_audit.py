@@ -74,7 +74,8 @@ async def test_what_was_tampered_with_is_named(east: Cluster, west: Cluster, nam
 
     def stamp(data: memoryview, *identity: int) -> None:
         for one in re.finditer(b"honest-7", bytes(data)):
-            data[one.start()] ^= 1  # before the CRC is made: a copy that looks right
+            data[one.start()] ^= 1
+        batches.seal(data)  # a copy that looks right
         batches.stamp(data, *identity)
 
     def forgetful(*arguments: object) -> cut.Cut:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -12,8 +12,9 @@ import trio
 from kafka_client import ClusterClient
 from kafka_client.topics import TopicInfo, describe
 from kafka_wire.codec import Message
-from replicator import link as link_module
+from replicator import copying, session
 from replicator.claim import CREATE_TOPICS
+from replicator.cut import Cut, cut
 from replicator.prepare import CREATE_PARTITIONS, alter, configs
 from replicator.states import Condition
 from replicator.worker import Mirror, Replicator
@@ -78,12 +79,39 @@ async def test_a_refused_batch_stops_its_partition_alone(
             await until(lambda: status.position == 1, f"what came before it did not arrive: {status}")
             assert (status.condition, status.restarts) == (Condition.REFUSED, 0)
             # Nobody asks again all the time; but once the target takes it, it is copied without anybody's doing.
-            monkeypatch.setattr(link_module, "REFUSED_SECONDS", 0.5)
+            monkeypatch.setattr(session, "REFUSED_SECONDS", 0.5)
             status.retry_at = 0.0
             await until(lambda: status.restarts >= 1 and status.condition is Condition.REFUSED, "not tried again")
             await alter(here, topic, {"max.message.bytes": "4000000"})
             await caught_up(link, topic, 2)
         await same(there, here, topic)
+
+
+async def test_a_batch_that_is_corrupt_at_the_source_is_on_no_target(
+    east: Cluster, west: Cluster, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = names.topic("corrupt")
+    for cluster in (east, west):
+        await create(cluster, topic, 2)
+
+    def flipped(records: memoryview, *more: Any) -> Cut:
+        at = bytes(records).find(b"flipped")
+        if at >= 0:
+            records[at] ^= 1  # as if the source's disk had done it
+        return cut(records, *more)
+
+    monkeypatch.setattr(copying, "cut", flipped)
+    async with clients(east, west) as (there, here):
+        await write(there, topic, batch(b"0"), batch(b"1"), batch(b"flipped"), batch(b"3"))
+        async with mirrored(there, here, topic, 2) as link:
+            await condition(link, topic, Condition.CORRUPT)
+            status = link.status[topic, 0]
+            assert status.detail == "the batch at offset 2 has a wrong CRC"
+            await write(there, topic, batch(b"other"), partition=1)
+            assert [one.value for one in await at_least(here, topic, 1, 1)] == [b"other"]
+            await until(lambda: status.position == 2, f"what came before it did not arrive: {status}")
+            assert [one.value for one in await log_of(here, topic, 0)] == [b"0", b"1"]
+            assert (status.condition, status.restarts) == (Condition.CORRUPT, 0)
 
 
 async def test_a_target_that_begins_to_change_records_holds_its_mirror(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kafka_wire.batches import intact, split, stamp, walk, whole
+from kafka_wire.batches import DELETE_HORIZON, TRANSACTIONAL, intact, split, stamp, walk, whole
 from kafka_wire.codec import DecodeError
 from kafka_wire.records import Record, body_of, decode_records, encode_batch, fields_of
 
@@ -58,3 +58,35 @@ def test_damage(garbage: bytes, changes: list[tuple[int, int]], records: list[Re
                 decode_records(data, one)
         except DecodeError:
             pass
+
+
+_IDENTITIES = st.tuples(st.integers(-1, (1 << 63) - 1), st.integers(-1, (1 << 15) - 1), st.integers(-1, (1 << 31) - 1))
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 3000) | st.integers((1 << 20) - 100, (1 << 20) + 100),
+    _IDENTITIES,
+    _IDENTITIES,
+    st.sampled_from([0, TRANSACTIONAL, DELETE_HORIZON, TRANSACTIONAL | DELETE_HORIZON]),
+    st.binary(max_size=100),
+)
+def test_a_stamp_keeps_a_crc_right_or_wrong(
+    size: int, old: tuple[int, int, int], new: tuple[int, int, int], flags: int, data: bytes
+) -> None:
+    body = body_of(None, data + bytes(size), ())
+    producer_id, epoch, sequence = old
+    made = encode_batch(
+        [Record(7, 5, 0, body)],
+        attributes=flags,
+        producer_id=producer_id,
+        producer_epoch=epoch,
+        base_sequence=sequence,
+    )
+    damaged = bytearray(made)
+    damaged[-1] ^= 1
+    stamp(made, *new)
+    stamp(damaged, *new)
+    (one,) = walk(made)
+    assert (one.producer_id, one.producer_epoch, one.base_sequence, one.attributes) == (*new, 0)
+    assert intact(memoryview(made)) and not intact(memoryview(damaged))

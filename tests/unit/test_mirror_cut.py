@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kafka_wire.batches import CONTROL, LOG_APPEND_TIME, TRANSACTIONAL, walk
+from kafka_wire.batches import CONTROL, LOG_APPEND_TIME, TRANSACTIONAL, intact, stamp, walk
 from kafka_wire.records import Record, body_of, decode_records, encode_batch, fields_of
 from offset_sync.guard import Entry, Guard, Noted
 from offset_sync.journal import (
@@ -136,10 +136,17 @@ def test_old_messages_become_batches() -> None:
 
 
 def test_corruption_is_not_laundered() -> None:
+    """What is passed on keeps a wrong CRC; of what is encoded again it is looked at."""
     data = log(batch(0), batch(1))
     data[-1] ^= 1
-    with pytest.raises(Corrupt):
-        cut(data, 0)
+    first, second = cut(data, 0).pieces
+    for one in (first, second):
+        stamp(one.data, 5, 6, 7)
+    assert intact(first.data) and not intact(second.data)
+    for damaged in (log(batch(0, attributes=LOG_APPEND_TIME)), log(batch(0, attributes=TRANSACTIONAL))):
+        damaged[-1] ^= 1
+        with pytest.raises(Corrupt):
+            cut(damaged, 0)
 
 
 def test_the_journal_is_what_was_written_last() -> None:
