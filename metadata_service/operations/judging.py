@@ -272,6 +272,9 @@ def _others(facts: PlanFacts, one: Subject) -> Iterator[tuple[bool, Finding]]:
         elif mirror.target == facts.target and mirror.source != one.record.cluster:
             text = f"{facts.target} is filled from {mirror.source}, not {one.record.cluster}: remove that mirror first"
             yield True, Finding(name, "mirror", text)
+        elif mirror.source == facts.target and mirror.mode == "ship" and _emptied(facts, one):
+            text = f"the copy on {facts.target} is emptied, and {mirror.target} is filled from it: remove that first"
+            yield True, Finding(name, "mirror", text)
     mine = [each for each in facts.running if name in each.topics]
     for each in mine:
         if each.step in ENDED:
@@ -312,6 +315,13 @@ def _adapted(facts: PlanFacts, one: Subject) -> Iterator[Adaptation]:
             yield Adaptation(name, "re-root", mirror.target, text)
     for identifier in sorted(one.ids):
         yield Adaptation(name, "move id", identifier, f"transactional id {identifier!r} moves to {target}")
+
+
+def _emptied(facts: PlanFacts, one: Subject) -> bool:
+    """Whether what the target has of the topic is not fit to go on with."""
+    if one.standing is None or one.standing.left:
+        return False
+    return (_served(facts, one) or one.stub is not None) and not reusable(one)
 
 
 def reusable(one: Subject) -> bool:

@@ -141,6 +141,8 @@ def test_a_former_copy(standing: Standing, code: str) -> None:
     one = made.topics["orders"]
     assert (one.reuse, one.rebuild, one.waits_for) == (code == "reuse", code == "rebuild", 17)
     assert (one.source_id, one.target_id, one.final) == (EAST, WEST, {"retention.ms": "5"})
+    # Who copies from it would be emptied with it.
+    assert codes(plan(replace(back, mirrors=(ship("west", "north"),)))) == ({"mirror"} if code == "rebuild" else set())
     assert face(made) == ("running", "plan")
     with pytest.raises(ValueError, match="already"):
         refused = plan(replace(FIT, record=topic("west")))
