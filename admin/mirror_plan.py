@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from metadata_service.mirroring import Cyclic, check_ships
 from metadata_service.models import MirrorRecord, is_internal
+from metadata_service.operations.records import BEFORE_SWITCH
 from metadata_service.view import View
 
 NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
@@ -132,6 +133,11 @@ def refusals(view: View, topic: str, wanted: Collection[Edge], mode: Mode) -> li
         return [f"{topic}: internal topics are not mirrored"]
     served = view.topics.get(topic)
     mirrors = view.mirrors_of(topic)
+    new = [edge for edge in wanted if existing(view, edge) is None]
+    for identifier, migration in view.migrations.items():
+        if new and topic in migration.topics and migration.step in BEFORE_SWITCH:
+            what = f"it is being moved from {migration.source} to {migration.target}"
+            out.append(f"{topic}: {what}; try again afterwards, see kfed operations {identifier}")
     for edge in wanted:
         known = existing(view, edge)
         if known is None:

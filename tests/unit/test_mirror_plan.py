@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from admin.mirror_plan import Edge, Wish, Wrong, choose, refusals, removal_refusals
 from admin.mirrors import plan_remove, wish_of
 from metadata_service import models
 from metadata_service.models import MirrorRecord, StubRecord, link_key, mirror_key
+from metadata_service.operations.records import MigrationRecord, Moving, migration_key
 from metadata_service.records import encode
 from metadata_service.view import View
 from metadata_service.view_builder import build
@@ -34,6 +36,18 @@ def view(*mirrors: MirrorRecord, **records: bytes) -> View:
 
 def why(seen: View, mode: str, *pairs: tuple[str, str], name: str = "orders") -> str:
     return " ".join(refusals(seen, name, [Edge(name, *pair) for pair in pairs], mode))  # type: ignore[arg-type]
+
+
+def test_a_topic_that_is_being_moved_gets_no_mirror() -> None:
+    moving = MigrationRecord(
+        id="m1", topics={"orders": Moving(source_id="")}, source="east", target="west", step="ship"
+    )
+    lent = mirror("orders", "east", "west")
+    seen = view(lent, **{migration_key("m1"): encode(moving)})
+    assert "kfed operations m1" in why(seen, "ship", ("east", "south"))
+    assert not why(seen, "ship", ("east", "west")) and not why(seen, "ship", ("east", "south"), name="orders-2")
+    moved = encode(msgspec.structs.replace(moving, step="redirect"))
+    assert not why(view(lent, **{migration_key("m1"): moved}), "ship", ("east", "south"))
 
 
 def test_a_name_is_itself_and_a_pattern_matches_whole_names() -> None:
