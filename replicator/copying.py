@@ -312,6 +312,8 @@ class Data:
         covered = self.upstream.limit
         if covered is not None and log_start > covered:
             return  # the source, a copy itself, is being begun anew: its table does not tell yet what was deleted
+        if not self.session.link.places.fresh():
+            return  # a source that has ceased to serve is emptied: that is no erasure, and we would not know yet
         self._log_start = log_start
         if self.session.assignment.mode != "ship":
             return

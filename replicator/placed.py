@@ -45,6 +45,9 @@ class Places(Protocol):
     def limit(self, topic: str) -> int | None:
         """The topic's own max.message.bytes, where its source is closed; None: not known."""
 
+    def fresh(self) -> bool:
+        """Whether the view is certainly of just now."""
+
 
 class Unplaced:
     """Where there is no federation: topics have never moved."""
@@ -57,6 +60,9 @@ class Unplaced:
 
     def limit(self, topic: str) -> int | None:
         return None
+
+    def fresh(self) -> bool:
+        return True
 
 
 def serves(timeline: Timeline, cluster: str) -> bool:

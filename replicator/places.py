@@ -7,6 +7,7 @@ from metadata_service.operations.records import ENDED
 from replicator.placed import Timeline
 
 MAX_MESSAGE = "max.message.bytes"
+FRESH_SECONDS = 8.0  # a topic that has moved is emptied at its old place later than that
 
 
 class ViewPlaces:
@@ -29,3 +30,7 @@ class ViewPlaces:
                 if value is not None:
                     return int(value)
         return None
+
+    def fresh(self) -> bool:
+        age = self._member.following.age()
+        return age is not None and age < FRESH_SECONDS

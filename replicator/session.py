@@ -347,7 +347,8 @@ class Session:
         self._placed.clear()
 
     async def _delete_records(self) -> None:
-        if not self.link.allowed():  # what we know of the source may be of long ago
+        # By what is so now: a source that has ceased to serve is emptied, and that is no erasure to be followed.
+        if not self.link.allowed() or not self.link.places.fresh():
             return
         wanted = {number: lane.deletable for number, lane in self.lanes.items() if lane.deletable > lane.deleted}
         if not wanted:

@@ -14,7 +14,7 @@ from metadata_service.models import (
     link_key,
     mirror_key,
 )
-from replicator.preflight import DAY_MS, creation, drift, problems
+from replicator.preflight import DAY_MS, creation, drift, problems, shipping_drift
 
 PLAIN = {
     "message.timestamp.type": "CreateTime",
@@ -82,6 +82,17 @@ def test_a_target_is_created_with_what_was_set_and_room_for_everything() -> None
     assert drift({**source, "retention.ms": "6"}, {**PLAIN, **made}) == {"retention.ms": "6"}
     # What was set on one side and taken away, or comes from a cluster's defaults, is followed as well.
     assert drift(PLAIN, {**PLAIN, **made}) == {"retention.ms": PLAIN["retention.ms"]}
+
+
+def test_a_created_copy_needs_as_many_replicas_in_sync() -> None:
+    source = {**PLAIN, "min.insync.replicas": "2"}
+    assert creation(source, set(), replicas=3)["min.insync.replicas"] == "2"
+    assert "min.insync.replicas" not in creation(source, set(), replicas=1)  # it could never be met
+
+
+def test_a_former_copy_takes_what_is_shipped() -> None:
+    served = {**PLAIN, **creation(PLAIN, set()), "message.timestamp.type": "LogAppendTime", "compression.type": "zstd"}
+    assert shipping_drift(served) == {"message.timestamp.type": "CreateTime", "compression.type": "producer"}
 
 
 def test_ships_are_a_tree_from_the_serving_cluster() -> None:
