@@ -263,6 +263,7 @@ def test_the_newest_move_away_tells_of_a_former_copy() -> None:
     last = left_last(record, "west", some)
     assert last is not None and last.id == "m2"
     assert left_last(record, "south", some) is None
+    assert left_last(record, "west", some[3:]) is None  # it never switched
 
 
 # -- while it runs ----------------------------------------------------------------------------------------------------
@@ -323,6 +324,7 @@ def test_the_doctor_names_who_is_waited_for() -> None:
         (MOVE, {}, set()),
         (MOVE, {"workers": {name: WORKER}, "leases": {name: LeaseRecord(acknowledged=1)}}, set()),
         (MOVE, {"workers": {name: WORKER}}, {("migration waits", name)}),
+        (msgspec.structs.replace(MOVE, taken_over="m2"), {"workers": {name: WORKER}}, set()),
         (held, {"workers": {name: WORKER}}, {("migration waits", name)}),
         (msgspec.structs.replace(MOVE, step="done"), {"workers": {name: WORKER}}, set()),
         # A move that has ended leaves names too, and they hold the next one up.
