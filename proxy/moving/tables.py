@@ -122,7 +122,7 @@ class Side:
         with self.scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(partial(self.following.run, POLL))
-                nursery.start_soon(self._absorb)
+                nursery.start_soon(self._keep_guards)
                 await self._load()
 
     async def _load(self) -> None:
@@ -146,7 +146,7 @@ class Side:
                 if kept and self._of(copy, kept):
                     copy.kept = kept
                     self._take(name, copy)
-            self._progress()
+            self.progress()
             failures = failures + 1 if any(not copy.kept for copy in missing.values()) else 0
 
     def _of(self, copy: Copy, kept: Mapping[int, Kept]) -> bool:
@@ -154,13 +154,16 @@ class Side:
         found = kept[0].stream.topic_id
         return not copy.topic_id or found in (copy.topic_id, bytes(16))
 
-    async def _absorb(self) -> None:
+    async def _keep_guards(self) -> None:
         """Guards as the journal has them, from each reading on."""
         while True:
             await self.following.changed()
-            for name, copy in self.copies.items():
-                self._take(name, copy)
-            self._progress()
+            self.absorb()
+            self.progress()
+
+    def absorb(self) -> None:
+        for name, copy in self.copies.items():
+            self._take(name, copy)
 
     def _take(self, name: str, copy: Copy) -> None:
         try:
@@ -168,7 +171,8 @@ class Side:
         except Damaged as error:
             log.error("a producer guard cannot be read", cluster=self.client.name, topic=name, error=str(error))
 
-    def _progress(self) -> None:
+    def progress(self) -> None:
+        """Whoever waits for something here looks again."""
         self.loaded.set()
         self.loaded = trio.Event()
 
@@ -317,6 +321,7 @@ class MovedTables:
                 loaded = side.loaded
                 self._want(side, now)
                 if now.ends and _complete(side, now):
+                    side.absorb()
                     return
                 with trio.move_on_after(0.2):  # the record, too, may change
                     await loaded.wait()
@@ -354,7 +359,11 @@ class MovedTables:
                     swept = time.monotonic()
                     self._sweep(swept)
                 await changed(view, SWEEP)
-                await trio.sleep(0.02)
+                for cluster, side in self._sides.items():
+                    if self._hurried.get(cluster):
+                        side.progress()
+                if not any(self._hurried.values()):
+                    await trio.sleep(0.02)
 
     def _sweep(self, now: float) -> None:
         for cluster, side in list(self._sides.items()):
@@ -378,7 +387,8 @@ def _complete(side: Side, migration: MigrationRecord) -> bool:
                 return False
             if kept.covered < migration.opened.get(name, {}).get(number, 0):
                 return False
-            if not migration.opened and kept.state.position < migration.ends.get(name, {}).get(number, 1 << 62):
+            end = migration.ends.get(name, {}).get(number, 1 << 62)
+            if not migration.opened and (kept.state.source != migration.source or kept.state.position < end):
                 return False
     return True
 

@@ -163,3 +163,34 @@ def test_aborted_transactions_are_named_by_logical_offsets() -> None:
     table.append(0, 1, 5)
     table.own = Position(5, 9)
     assert serving.aborted([(7, 9), (8, 12)], table) == [(7, 5), (8, 8)]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 1), min_size=1, max_size=4),
+            st.booleans(),
+            st.integers(0, 3),
+            st.just(0),
+            st.just(0),
+            st.just(set()),
+        ),
+        max_size=8,
+    ),
+    st.lists(st.lists(st.just(0), min_size=1, max_size=4), max_size=4),
+    st.integers(0, 40),
+)
+def test_what_is_renumbered_where_it_lies_is_what_would_be_sent(
+    mirrored: list[tuple[list[int], bool, int, int, int, set[int]]], own: list[list[int]], short: int
+) -> None:
+    log = log_of(mirrored, own, 3)
+    raw = memoryview(bytearray(log.data))[: max(0, len(log.data) - short)]
+    whole = serving.outgoing(memoryview(bytearray(raw)), log.table, PLACEMENT)
+    done = serving.renumbered(raw, log.table, PLACEMENT)
+    rest = serving.outgoing(raw[done:], log.table, PLACEMENT)
+    sent = b"".join([raw[:done], *rest.parts])
+    complete = b"".join(whole.parts)
+    assert sent[: len(complete)] == complete
+    assert list(walk(sent)) == list(walk(complete))  # behind it, at most an incomplete one
+    assert done == len(raw) or rest.encoded or rest.foreign

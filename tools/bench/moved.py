@@ -12,12 +12,14 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import trio
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tools.bench.__main__ import machine, worker_pid
-from tools.bench.load import BIG, PARTITIONS, consume, cpu, produce
+from tools.bench.load import BIG, PARTITIONS, PATIENCE, LoadFailed, consume, cpu, produce
 from tools.hand_move import move
 from tools.local_cluster import ClusterSpec, running
 from tools.local_federation import Federation, run_federation
@@ -39,24 +41,39 @@ def topics(federation: Federation) -> dict[str, str]:
     return names
 
 
+def fill(bootstrap: str, topic: str, count: int) -> None:
+    """Records in batches of one size, whatever else the machine does meanwhile: topics are compared with each other."""
+    client = Producer(
+        {"bootstrap.servers": bootstrap, "batch.num.messages": 64, "linger.ms": 2000, "compression.type": "none"}
+    )
+    value = os.urandom(BIG)
+    for number in range(count + PARTITIONS):
+        client.produce(topic, value, partition=number % PARTITIONS)
+        if number % 1000 == 0:
+            client.poll(0.001)
+    if client.flush(PATIENCE):
+        raise LoadFailed(f"{bootstrap}: records left unacknowledged")
+
+
 def measure(
     federation: Federation, names: dict[str, str], rounds: int, count: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds by kind and work; the first round is not counted."""
+    """Seconds by kind and work; the first round is not counted. Reading comes first: writing grows the topics."""
     got: dict[str, dict[str, list[float]]] = {kind: {} for kind in names}
     address, pid, kinds = federation.bootstrap(), worker_pid(federation), list(names)
-    for number in range(rounds + 1):
-        turn = number % len(kinds)
-        for kind in kinds[turn:] + kinds[:turn]:
-            before = cpu(pid)
-            took = {"consume": consume(address, names[kind], count)}
-            took["consume CPU"] = cpu(pid) - before
-            before = cpu(pid)
-            took["produce"] = produce(address, names[kind], BIG, count // 4)
-            took["produce CPU"] = cpu(pid) - before
-            if number:
-                for work, seconds in took.items():
+    works: dict[str, Callable[[str], float]] = {
+        "consume": lambda topic: consume(address, topic, count),
+        "produce": lambda topic: produce(address, topic, BIG, count // 4),
+    }
+    for work, run in works.items():
+        for number in range(rounds + 1):
+            turn = number % len(kinds)
+            for kind in kinds[turn:] + kinds[:turn]:
+                before = cpu(pid)
+                seconds = run(names[kind])
+                if number:
                     got[kind].setdefault(work, []).append(seconds)
+                    got[kind].setdefault(work + " CPU", []).append(cpu(pid) - before)
     return got
 
 
@@ -73,7 +90,7 @@ def report(got: dict[str, dict[str, list[float]]], count: int) -> str:
             cells += [
                 f"{mb / statistics.median(works[work]):.0f}",
                 f"{best:.2f}, {middle:.2f}",
-                f"{statistics.median(works[work + ' CPU']) / mb * 1e3:.2f}",
+                f"{statistics.mean(works[work + ' CPU']) / mb * 1e3:.2f}",
             ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -90,7 +107,7 @@ def main() -> int:
         places = {"here": clusters["east"], "there": clusters["west"]}
         names = topics(federation)
         for kind, name in names.items():
-            produce(federation.bootstrap(), name, BIG, given.records)
+            fill(federation.bootstrap(), name, given.records)
             for source, target in zip(ROUTES[kind], ROUTES[kind][1:], strict=False):
                 trio.run(move, federation, places[source], places[target], name)
         got = measure(federation, names, given.rounds, given.records)
