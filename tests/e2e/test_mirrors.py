@@ -263,3 +263,50 @@ async def test_standbys_follow_the_rules(east: Cluster, west: Cluster, names: Na
             assert {("placement rules", "standbys begun"), ("placement rules", "standbys ended")} <= {*history}
             await kfed("mirror", "remove", missing, *BETWEEN, "--delete-copy", "--apply")
             assert missing not in await describe(there, [missing])
+
+
+async def test_paused_resumed_and_begun_anew(
+    federation: Federation, east: Cluster, west: Cluster, names: Names
+) -> None:
+    kfed, topic = Kfed(federation), names.topic("rests")
+    create_through(federation.librdkafka(), topic, 1)
+    await kfed("mirror", "create", topic, *BETWEEN, "--apply")
+
+    async def in_state(wanted: str) -> bool:
+        return [one["condition"] for one in await kfed.mirrors(topic)] == [wanted]
+
+    async with client(east) as there, client(west) as here:
+        write(east.librdkafka(), topic, [b"1", b"2"])
+        assert await copied(kfed, topic, there, here, 1) == 2
+        plan = await kfed("mirror", "pause", topic, *BETWEEN)
+        assert "running becomes paused" in plan.out and await kfed.mirrors(topic) and not await in_state("paused")
+        await kfed("mirror", "pause", topic, *BETWEEN, "--apply")
+        await until(lambda: in_state("paused"), "not paused")
+        await until(lambda: given_back(kfed, topic), "still copied")
+        write(east.librdkafka(), topic, [b"3"])
+        assert await values(here, topic) == [b"1", b"2"]
+        await kfed("mirror", "resume", topic, *BETWEEN, "--apply")
+        assert await copied(kfed, topic, there, here, 1) == 3
+        await kfed("mirror", "pause", *BETWEEN, "--apply")  # the link
+        await until(lambda: in_state("paused"), "not paused")
+        await kfed("mirror", "resume", *BETWEEN, "--apply")
+        await until(lambda: in_state("caught_up"), "not resumed")
+
+        before = await log_of(here, topic, 0)
+        plan = await kfed("mirror", "rebuild", topic, *BETWEEN)
+        assert re.search(rf"{topic} .*becomes begun anew +3\b", plan.out), plan.out
+        assert await log_of(here, topic, 0) == before
+        await kfed("mirror", "rebuild", topic, *BETWEEN, "--apply")
+
+        async def begun_anew() -> bool:
+            return [one.offset > before[-1].offset for one in await log_of(here, topic, 0)] == [True] * 3
+
+        await until(begun_anew, "not begun anew")
+        assert await copied(kfed, topic, there, here, 1) == 3
+        gone = await kfed("mirror", "rebuild", "no-such-topic", *BETWEEN, "--apply", check=False)
+        assert gone.status == 1 and "no mirror of it" in gone.out
+    await kfed("mirror", "remove", topic, *BETWEEN, "--delete-copy", "--apply")
+
+
+async def given_back(kfed: Kfed, topic: str) -> bool:
+    return not any(one["workers"] for one in await kfed.mirrors(topic))

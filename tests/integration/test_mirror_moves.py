@@ -28,7 +28,7 @@ from tests.integration.test_mirror_tables import becomes
 from tests.store.servers import EmbeddedServer
 from tools.local_cluster import Cluster
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture
@@ -180,6 +180,29 @@ async def test_what_is_left_of_a_copy(east: Cluster, west: Cluster, server: Embe
         assert first.ends[0] < third.ends[0]
         await moves.write("7")
         await moves.move("west", member)  # and the rebuilt one is gone on with
+        await moves.check()
+
+
+async def test_a_topic_that_grows_while_it_is_shipped(
+    east: Cluster, west: Cluster, server: EmbeddedServer, names: Names
+) -> None:
+    """There, and back to a copy that has fewer partitions; what never was on east has nothing of its own there."""
+    async with world(server, names.topic("grows"), 1, east, west) as (moves, member), copier(moves.store):
+        await moves.begin(east)
+        await moves.write("1")
+        operation = await moves.ship("west", member)
+        await moves.until_caught_up("east", "west")
+        await moves.grow(2)
+        await moves.write("2", partition=1)
+        await moves.until_caught_up("east", "west")
+        await moves.switch("west", await moves.finish("west", operation))
+        await moves.check()
+        await moves.grow(34)  # and into another unit
+        await moves.write("3", partition=33)
+        await moves.write("4", partition=0)
+        await moves.move("east", member)
+        await moves.check()
+        await moves.write("5", partition=33)
         await moves.check()
 
 
