@@ -18,7 +18,6 @@ import trio
 from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR, error_text
 from metadata_service.models import STRIDE
-from metadata_service.operations.gates import looks_closed
 from metadata_service.view import ClusterView, View
 from proxy.apis import relocating
 from proxy.apis.contract import Call, ClusterAway, Handler, Refused
@@ -118,10 +117,10 @@ def _without_closing(view: View, name: str, result: Message) -> None:
     """Put the topic's own values in place of what closes it. They were asked for with their synonyms: what is in force
     where the topic has no value of its own."""
     own = relocating.saved(view, name)
-    if own is None or not looks_closed({one["name"]: one.get("value") for one in result["configs"]}):
+    if own is None:
         return
-    for one in result["configs"]:
-        if one["name"] not in relocating.CLOSED:
+    for one in result["configs"]:  # perhaps one of the two alone
+        if one.get("value") != relocating.CLOSED.get(one["name"], ""):
             continue
         value, others = own.get(one["name"]), list(one.get("synonyms") or ())[1:]
         if value is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+from confluent_kafka import KafkaException, Producer
 
 from metadata_service.migrating import changing, switches
 from metadata_service.migrating.hands import Hands
@@ -196,3 +197,29 @@ async def test_given_up(world: World, east: Cluster, names: Names, monkeypatch: 
                 await world.member.following.changed_or(world.member.view, 0.2)
         named = await world.until(identifier, lambda one: not one.reopeners)
         assert named.step == "aborted"
+
+
+async def test_open_transactions_are_waited_for_and_then_ended(world: World, east: Cluster, names: Names) -> None:
+    topic = names.topic("open")
+    await create(east, topic, 2)
+    producer = Producer({**east.librdkafka(), "transactional.id": names.transactional_id("t")})
+
+    def begin() -> None:
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        producer.produce(topic, b"never committed", partition=0)
+        assert producer.flush(30) == 0
+
+    await trio.to_thread.run_sync(begin)
+    waits = Options(redirect=0.0, drain_wait=1.0, abort_transactions=True)
+    async with world.controller(), world.replicator():
+        began = trio.current_time()
+        identifier = await world.begin("east", "west", topic, options=waits)
+        ended = await world.ended(identifier)
+        assert (ended.step, ended.attempt) == ("done", 1), ended.reason
+        assert trio.current_time() - began > 1.0
+    with pytest.raises(KafkaException):
+        await trio.to_thread.run_sync(producer.commit_transaction, 30)
+    del producer
+    async with world.client("west") as west:
+        assert await log_of(west, topic, 0) == []
