@@ -331,6 +331,7 @@ def _group(document: Document) -> None:
         [
             ("group", document["name"]),
             ("home", document["home"]),
+            ("being moved to", document["moving_to"]),
             ("state", document["state"]),
             ("type", document["type"]),
             ("lag", document["lag"]),

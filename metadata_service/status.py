@@ -306,6 +306,7 @@ def _group_line(facts: Facts, name: str, reads: Mapping[str, Mapping[str, Invent
     return {
         "name": name,
         "home": home.cluster,
+        "moving_to": home.move.to if home.move is not None and home.move.to != home.cluster else None,
         "carry": list(home.carry),
         "unasked": list(home.unasked),
         "conflict": list(home.conflict),
