@@ -120,7 +120,7 @@ def _without_closing(view: View, name: str, result: Message) -> None:
     if own is None:
         return
     for one in result["configs"]:  # perhaps one of the two alone
-        if one.get("value") != relocating.CLOSED.get(one["name"], ""):
+        if one["name"] not in relocating.CLOSED or one.get("value") != relocating.CLOSED[one["name"]]:
             continue
         value, others = own.get(one["name"]), list(one.get("synonyms") or ())[1:]
         if value is not None:

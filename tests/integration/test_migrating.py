@@ -220,6 +220,5 @@ async def test_open_transactions_are_waited_for_and_then_ended(world: World, eas
         assert trio.current_time() - began > 1.0
     with pytest.raises(KafkaException):
         await trio.to_thread.run_sync(producer.commit_transaction, 30)
-    del producer
     async with world.client("west") as west:
         assert await log_of(west, topic, 0) == []
