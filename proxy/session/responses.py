@@ -18,14 +18,14 @@ from proxy.apis.contract import CloseConnection
 from proxy.session import translated
 from proxy.session.session import Kind, Session, Slot, owed
 from proxy.session.translated import TranslatingWalk
-from proxy.transport.channel import SCRATCH, ChannelClosed
-from proxy.transport.splice import beginning, move, piece
+from proxy.transport.channel import SCRATCH, ChannelClosed, PlainChannel
+from proxy.transport.splice import beginning, fill, move, piece
 
 _HEAD = struct.Struct(">ii")  # size, correlation id
 HEAD = 8192
 SASL_AUTHENTICATE = 36
 LARGE = 131072
-PIECE = 1 << 18  # of what is sent from owned memory at once: what a slow client does not take is copied
+PIECE = 1 << 18  # of what is sent over TLS at once, which copies it
 
 
 async def write_responses(session: Session) -> None:
@@ -308,12 +308,15 @@ async def _fetch_translated(
         # In one: after a wait the lent memory is somebody else's.
         await session.client.send(pieces[0] if len(pieces) == 1 else b"".join(pieces))
     else:
-        inbox.keep(window)
         inbox.read_size = HEAD if size > LARGE else SCRATCH
+        if not session.around.budget.has(size):
+            window = memoryview(bytes(window))  # the lent memory is somebody else's after a wait
         async with session.around.budget.hold(size):
             with session.around.frames.lent(end) as frame:
-                await inbox.whole(frame)
-                await _send_pieces(session, _translated(session, frame, version, walk))
+                frame[: len(window)] = window
+                await fill(inbox, frame[len(window) :])
+                for one in _translated(session, frame, version, walk):
+                    await _send_own(session, one)
     if walk.stale:
         session.around.federation.refresh(session.cluster)
 
@@ -338,13 +341,13 @@ def _translated(session: Session, frame: memoryview, version: int, walk: Transla
     return walk.rebuilt(frame) if walk.changed else [frame]
 
 
-async def _send_pieces(session: Session, pieces: list[memoryview | bytes]) -> None:
-    left = sum(map(len, pieces))
-    for one in pieces:
-        for at in range(0, len(one), PIECE):
-            part = one[at : at + PIECE]
-            left -= len(part)
-            await session.client.send(part, more=left > 0)
+async def _send_own(session: Session, data: memoryview | bytes) -> None:
+    client = session.client
+    if isinstance(client, PlainChannel):
+        await client.send_own(memoryview(data))
+    else:
+        for at in range(0, len(data), PIECE):
+            await client.send(data[at : at + PIECE])
 
 
 async def _fetch_at_hand(session: Session, window: memoryview, pos: int, end: int, walk: FetchWalk, slot: Slot) -> None:

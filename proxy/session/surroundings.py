@@ -53,6 +53,10 @@ class Budget:
         """Whether somebody waits for bytes that others hold."""
         return bool(self._waiting)
 
+    def has(self, size: int) -> bool:
+        """Whether `hold` gives so much at once, without a wait."""
+        return not self._waiting and size <= self._free
+
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
         """Waits, first come first served, until `size` bytes are free; a frame above the total waits for all."""

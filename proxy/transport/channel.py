@@ -131,6 +131,13 @@ class PlainChannel:
         if sent == len(data):
             return
         rest = memoryview(bytes(memoryview(data)[sent:]))  # the lent memory is somebody else's after a wait
+        await self._send_rest(rest, flags)
+
+    async def send_own(self, data: memoryview) -> None:
+        """`send` of memory that stays the caller's until it returns: nothing is copied."""
+        await self._send_rest(data, socket.MSG_NOSIGNAL)
+
+    async def _send_rest(self, rest: memoryview, flags: int) -> None:
         try:
             while rest:
                 await self.writable()

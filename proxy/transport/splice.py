@@ -176,6 +176,37 @@ async def beginning(source: Channel, target: Channel, buffer: memoryview) -> mem
         raise ChannelClosed("closed here") from None
 
 
+async def fill(source: Inbox, target: memoryview) -> None:
+    """`Inbox.whole` of much: waits for large pieces. Nothing may be kept in `source`. Raises ChannelClosed."""
+    channel = source.channel
+    if not isinstance(channel, PlainChannel):
+        await source.whole(target)
+        return
+    src, low, done = channel.sock, 1, 0
+    try:
+        while done < len(target):
+            try:
+                got = src.recv_into(target[done:])
+            except BlockingIOError:
+                want = min(len(target) - done, LOW_WATER)
+                if want != low:
+                    src.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, want)
+                    low = want
+                await channel.readable()
+                continue
+            if not got:
+                raise TornFrame
+            done += got
+            await channel.turn()
+    except OSError as error:
+        raise ChannelClosed(error.strerror) from None
+    except ValueError:
+        raise ChannelClosed("closed here") from None
+    finally:
+        if low != 1 and src.fileno() >= 0:
+            src.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+
+
 async def move(source: Inbox, target: Channel, count: int, pipes: Pipes) -> None:
     """`count` bytes that have not been read yet, from `source`'s channel to `target`, in order.
 
