@@ -36,13 +36,16 @@ async def fenced_produce(session: Session, call: SessionCall, slot: Slot, reques
     others = [topic for topic in request["topic_data"] if not moving.concerned(topic[field])]
     codes: dict[str | bytes, int] = {}
     begins: frozenset[str | bytes] = frozenset()
+    home: str | None = None
     if (transactional_id := request["transactional_id"]) is not None:
-        home = await call.federation.transaction_writes(transactional_id, call.cluster)
-        if home != call.cluster:
+        # Its transaction lives where its home is, and so must the topic by now; the old place forwards what it gets.
+        home = await call.federation.transaction_writes(transactional_id, moving.cluster_of(mine[0][field]))
+        away = [topic[field] for topic in mine if moving.cluster_of(topic[field]) != home]
+        if away:
             note_refused(transactional_id)
             abort = ERROR.TRANSACTION_ABORTABLE if version >= ABORTABLE_FROM else ERROR.TOPIC_AUTHORIZATION_FAILED
-            codes = {topic[field]: int(abort) for topic in mine}
-        elif version >= IMPLICIT_FROM:
+            codes = dict.fromkeys(away, int(abort))
+        if home == call.cluster and version >= IMPLICIT_FROM:
             names = {topic[field]: moving.name(topic[field]) for topic in mine}
             waiting = await moving.begun(call.cluster, request, names.values())
             begins = frozenset(key for key, name in names.items() if name in waiting)

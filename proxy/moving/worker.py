@@ -237,6 +237,11 @@ class WorkerFence:
         """Whether writes to the topic (by name, or by logical id) go through here."""
         return self.fence.concerned(self.name(topic))
 
+    def cluster_of(self, topic: str | bytes) -> str:
+        """The cluster that serves a topic; empty where nobody knows it."""
+        served = self._following.view.topics.get(self.name(topic))
+        return served.cluster if served is not None else ""
+
     def held(self, topic: str | bytes) -> bool:
         """Whether a write to the topic that is judged now comes here: its record says so while a hold may be."""
         served = self._following.view.topics.get(self.name(topic))
@@ -263,15 +268,16 @@ class WorkerFence:
         order: list[Any],
         codes: Mapping[Any, int],
         begins: frozenset[Any] = frozenset(),
+        home: str | None = None,
     ) -> Request:
         """A client's Produce, cut down to such topics: its parts are taken on, in order. Its `rest` is to be given,
         and `settled`, by the caller. `order`: all topics it named; `codes`: those that are refused in any case;
-        `begins`: those on which it begins a transaction."""
+        `begins`: those on which it begins a transaction; `home`: where its transaction lives."""
         if session.fenced is None:
             session.fenced = ClientWrites(session, self)
         writes = session.fenced
         assert isinstance(writes, ClientWrites)
-        one = Request(writes, version, request, slot, order)
+        one = Request(writes, version, request, slot, order, home)
         writes.open.add(one)
         if slot is not None:
             session.push(slot)
@@ -436,9 +442,11 @@ class WorkerFence:
 
     async def begins(self, session: Session, topics: Iterable[str]) -> bool:
         """Wait as long as a call must that would begin a transaction on these topics; whether it may be made now, on
-        the connection's own cluster. It must be followed by `begun`."""
-        calls = [_Call() for _ in topics]
+        the connection's own cluster."""
+        topics = list(topics)
+        calls = [_Call(session, self._following) for _ in topics]
         out: list[Action] = []
+        session.handling = None  # while it waits the fence judges it, by what is newest
         for call, topic in zip(calls, topics, strict=True):
             self._number += 1
             write = Write(self._number, -self._number, session.cluster, topic, -1, 0, begins=True)
@@ -500,7 +508,7 @@ class WorkerFence:
         for action in actions:
             if isinstance(action, Forward):
                 part = self._parts.get(action.write.id)
-                if part is not None and part.request.transactional and action.cluster != action.write.cluster:
+                if part is not None and part.request.home not in (None, action.cluster):
                     self._abort(part)
                 elif part is not None:
                     forward.setdefault((part.request.writes, action.cluster), []).append(part)
@@ -557,12 +565,16 @@ class WorkerFence:
 
 
 class _Call:
-    """A call that waits because it would begin a transaction."""
+    """A call that waits because it would begin a transaction. Once it is decided it counts as being judged again."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: Session, following: Following) -> None:
         self.cluster = ""  # where it may go; "": nowhere
         self.decided = trio.Event()
+        self._session = session
+        self._following = following
 
     def decide(self, cluster: str) -> None:
         self.cluster = cluster
+        revision = self._following.view.revision
+        self._session.handling = min(revision, self._session.handling or revision)
         self.decided.set()

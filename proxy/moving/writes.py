@@ -57,7 +57,13 @@ class Request:
     """A client's Produce that names such topics. `rest` is the answer for its other topics."""
 
     def __init__(
-        self, writes: ClientWrites, version: int, message: Message, slot: Slot | None, order: list[Any]
+        self,
+        writes: ClientWrites,
+        version: int,
+        message: Message,
+        slot: Slot | None,
+        order: list[Any],
+        home: str | None,
     ) -> None:
         self.writes = writes
         self.version = version
@@ -65,7 +71,7 @@ class Request:
         self.field = "topic_id" if version >= TOPIC_IDS_FROM else "name"
         self.head = {key: value for key, value in message.items() if key != "topic_data"}
         self.order = order
-        self.transactional = message["transactional_id"] is not None
+        self.home = home  # of its transaction when it came; None: it has none
         self.parts: list[tuple[Any, Part]] = []
         self.rest: Message = {"responses": []}
         self.left = 1  # parts without an answer, and one for the rest
