@@ -69,7 +69,8 @@ def copy_of(
     known = whole and all(one.end >= 0 and one.position >= 0 for one in parts.values())
     return Copy(
         exists=mine,
-        ready=mirror.state == "running" and whole,
+        # A standby that copies is not ours before it is lent to the operation: nobody could tell it where to end.
+        ready=mine and mirror.state == "running" and whole,
         lag=sum(max(one.end - one.position, 0) for one in parts.values()) if known else -1,
         positions=mirror.ends if ended else {index: one.position for index, one in parts.items()},
         finished=ended,
