@@ -13,7 +13,7 @@ import trio
 
 from kafka_client import ClusterClient
 from metadata_service import home_copying, models
-from metadata_service.asking import Positions, committed, list_groups
+from metadata_service.asking import FoundGroup, Positions, committed, list_groups
 from metadata_service.carrying import missing
 from metadata_service.failures import DecisionFailed, StubRefused, Undecided
 from metadata_service.group_members import GroupState, describe_group, evict
@@ -58,6 +58,11 @@ async def contents(view: View, group: str, source: ClusterClient, target: Cluste
     stale = {topic for topic, index in there if (topic, index) not in known and (topic, index) not in counts}
     gone = {topic for topic, _ in here if topic not in view.topics}
     return Contents(known, tuple(sorted(stale)), tuple(sorted(gone)))
+
+
+def _odd(*found: FoundGroup | None) -> str:
+    kinds = sorted(one.kind for one in found if one is not None and one.kind in ("share", "streams"))
+    return f"it is a {kinds[0]} group" if kinds else ""
 
 
 async def registered_proxies(store: Store, revision: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -179,6 +184,11 @@ class _Move:
                 members = tuple(str(one) for one in self._state.members)
                 refusal = facts.refusal or refusal_of(self._state, GroupState(), self._source, self._to)
                 facts = replace(facts, members=members, refusal=refusal)
+            if self._step == "close" and not done.looked:
+                # It may have come into being only now, as one of a kind that cannot be described with the others.
+                done.refusal = _odd((await list_groups(self._client(self._source))).get(self._group))
+                done.looked = True
+                facts = replace(facts, refusal=facts.refusal or done.refusal)
             if self._step in ("prepare", "close"):
                 silent, behind = await registered_proxies(self._member.store, revision)
                 facts = replace(facts, silent=silent, behind=behind)
@@ -197,8 +207,7 @@ class _Move:
             refusal = refusal_of(GroupState(), there, self._source, self._to) or stale_refusal(
                 found, self._group, self._to
             )
-            if odd := sorted(one.kind for one in kinds if one is not None and one.kind in ("share", "streams")):
-                refusal = f"it is a {odd[0]} group"
+            refusal = _odd(*kinds) or refusal
             state = await describe_group(source, self._group)
             named = {topic for topic, _ in found.source} | {one for each in state.members for one in each.topics}
             self._done.looked, self._done.refusal, self._done.topics = True, refusal, tuple(sorted(named))
