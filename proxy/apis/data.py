@@ -20,6 +20,7 @@ from proxy.apis.contract import Call, CloseConnection, Handler, Refused
 from proxy.apis.metadata import look
 from proxy.apis.moved import (
     arrived_here,
+    end_at,
     fetch_answered,
     fetch_asked,
     produce_answered,
@@ -227,8 +228,13 @@ async def fetch(call: Call, version: int, request: Message) -> Message:
         _range_judged(data, response, field, there)
         for one in response["responses"]:
             served = there.get(one[field])
-            if served is not None and translated(served):
+            if served is None:
+                continue
+            if translated(served):
                 fetch_answered(served, one, field)
+            move = moves.get(served.id if field == "topic_id" else served.name)
+            if move is not None and move.source == call.cluster:
+                end_at(one, move.cut.get(served.name, {}))
     elif asked and epoch >= 0:
         # The broker still waits with an earlier answer, which nobody waits for: what is known is said without it.
         for topic in asked:

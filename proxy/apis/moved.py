@@ -91,6 +91,23 @@ def fetch_answered(topic: ServedTopic, answer: Message, field: str) -> None:
             one["records"] = told.parts[0] if len(told.parts) == 1 else b"".join(told.parts)
 
 
+def end_at(answer: Message, ends: Mapping[int, int]) -> None:
+    """The former cluster's answer, in place, up to where its placement ended, by partition.
+
+    A marker that came to its log since then would be given an offset that is a record's on the new cluster.
+    """
+    for one in answer["partitions"]:
+        end = ends.get(one["partition_index"])
+        if end is None:
+            continue
+        for name in ("high_watermark", "last_stable_offset"):
+            one[name] = min(one[name], end)
+        records = one.get("records")
+        if records:
+            behind = next((each.at for each in walk(records) if each.base_offset >= end), None)
+            one["records"] = records if behind is None else records[:behind]
+
+
 # -- Produce ----------------------------------------------------------------------------------------------------------
 
 

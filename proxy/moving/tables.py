@@ -20,7 +20,7 @@ from kafka_wire.batches import Batch
 from kafka_wire.codec import DecodeError
 from metadata_service.models import PlacementEpoch
 from metadata_service.operations.records import ENDED, MigrationRecord
-from metadata_service.operations.switching import former_table, serving_table
+from metadata_service.operations.switching import serving_table
 from metadata_service.view import ServedTopic, View
 from offset_sync.guard import Verdict
 from offset_sync.kept import SHIP, Kept
@@ -52,7 +52,7 @@ class Copy:
         self.topic_id = topic_id
         self.partitions = partitions
         self.kept: dict[int, Kept] = {}  # empty until it was read for the first time
-        self.shown: dict[tuple[int, int, bool], Table] = {}  # by (placement epoch, partition, whether it is closed)
+        self.shown: dict[tuple[int, int], Table] = {}  # by (placement epoch, partition)
         self.guards: dict[int, Guarding] = {}
         self.used = time.monotonic()
 
@@ -190,13 +190,16 @@ class MovedTables:
     # -- tables ---------------------------------------------------------------------------------------------------
 
     def table(self, topic: ServedTopic, partition: int) -> Table | None:
-        """That of the cluster that serves the topic; None: not here yet, and being fetched from now on."""
+        """That of the cluster that serves the topic; None: not here yet, and being fetched from now on.
+
+        Where `topic` is what it was before a switch, that of the former cluster, open at its end.
+        """
         side = self._side(topic.cluster)
         if side is None:
             return None
         placement = topic.record.timeline[-1]
         copy = side.want(topic.name, topic.physical_id, len(placement.first) or topic.record.partitions)
-        key = (topic.record.epoch, partition, False)
+        key = (topic.record.epoch, partition)
         made = copy.shown.get(key)
         kept = copy.kept.get(partition)
         if made is not None and (kept is None or kept.state is None or made.runs is kept.table.runs):
@@ -211,38 +214,9 @@ class MovedTables:
             log.error("a table does not fit its placement", topic=topic.name, partition=partition, error=str(error))
             return None
         if made is not None:
-            copy.shown = {one: table for one, table in copy.shown.items() if one[2] or one[0] == key[0]}
+            copy.shown = {one: table for one, table in copy.shown.items() if one[0] == key[0]}
             copy.shown[key] = made
         return made
-
-    def former(self, topic: ServedTopic, cluster: str, partition: int) -> tuple[int, Table] | None:
-        """(placement epoch, table) of a cluster that served the topic before, for reads below the end of that epoch.
-
-        None: it never did, or the table is not here yet.
-        """
-        timeline = topic.record.timeline
-        epoch = max((n for n, one in enumerate(timeline[:-1]) if one.cluster == cluster), default=-1)
-        if epoch < 0:
-            return None
-        if epoch == 0:
-            made: Table | None = Table()
-            assert made is not None
-            made.open(0, 0)
-            return 0, former_table(made, timeline[1], partition)
-        side = self._side(cluster)
-        if side is None:
-            return None
-        then = timeline[epoch]
-        copy = side.want(topic.name, bytes.fromhex(then.topic_id), len(then.first) or topic.record.partitions)
-        copy.used = time.monotonic()
-        key = (epoch, partition, True)
-        made = copy.shown.get(key)
-        if made is None and copy.kept:
-            made = shown(copy.kept.get(partition), then, partition)
-            if made is not None:
-                made.runs = made.runs.copy()
-                copy.shown[key] = former_table(made, timeline[epoch + 1], partition)
-        return None if made is None else (epoch, made)
 
     async def arrived(self, wanted: Iterable[tuple[ServedTopic, Iterable[int]]], seconds: float = ARRIVES) -> None:
         """Wait, at most so many seconds, until the tables of these partitions are here."""

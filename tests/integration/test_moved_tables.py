@@ -92,8 +92,6 @@ async def test_a_target_is_ready_when_its_last_checkpoint_is_there(east: Cluster
         switched = served(TopicRecord(name=topic, id=ID, timeline=timeline, partitions=2))
         shown = made.table(switched, 0)
         assert shown is not None and shown.logical(opened[0]) == 4 and shown.physical(0) == opened[0] - 4
-        former = made.former(switched, "east", 0)
-        assert former is not None and former[0] == 0 and (former[1].own, former[1].runs.end) == (None, (4, 4))
         for side in made._sides.values():
             if topic in side.copies:
                 side.forget(topic)

@@ -13,7 +13,7 @@ from kafka_wire.records import Record, body_of, decode_records, encode_batch
 from metadata_service.models import PlacementEpoch
 from metadata_service.view import View
 from offset_sync.table import Table
-from proxy.apis import translation
+from proxy.apis import moved, translation
 from proxy.apis.contract import CloseConnection
 from tests.fixtures.calls import FakeCall, handle, served, uuid, view_of
 
@@ -184,3 +184,11 @@ async def test_an_epoch_of_an_earlier_placement_ends_where_the_next_one_begins()
     (topic,) = response["topics"]
     assert topic["partitions"] == [{"partition": 0, "error_code": 0, "leader_epoch": 2, "end_offset": 10}]
     assert not call.asked, "the cluster that serves it knows nothing of that epoch"
+
+
+def test_the_former_cluster_tells_nothing_behind_its_end() -> None:
+    part = {"partition_index": 0, "high_watermark": 8, "last_stable_offset": 8, "records": batch(0, 3) + batch(3, 3)}
+    other = {**part, "partition_index": 1}
+    moved.end_at({"partitions": [part, other]}, {0: 3, 2: 1})
+    assert (part["high_watermark"], part["last_stable_offset"], part["records"]) == (3, 3, batch(0, 3))
+    assert (other["high_watermark"], other["records"]) == (8, batch(0, 3) + batch(3, 3))

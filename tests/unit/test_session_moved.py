@@ -93,7 +93,7 @@ def answered(version: int, correlation: int, records: bytes, name: str = "orders
         "high_watermark": 20,
         "last_stable_offset": 15,
         "log_start_offset": 0,
-        "aborted_transactions": [{"producer_id": 7, "first_offset": 12}],
+        "aborted_transactions": [{"producer_id": 7, "first_offset": 5}],
         "records": records,
         "preferred_read_replica": -1,
     }
@@ -153,6 +153,7 @@ async def test_a_fetch_is_asked_and_answered_in_the_right_offsets(version: int, 
             assert [offset for offset, _ in found] == [logical[n] for n in wanted]
             assert {one.leader_epoch for one in walk(part["records"])} == {EPOCH | 3}
             assert (part["high_watermark"], part["last_stable_offset"]) == (20, 15)
+            assert part["aborted_transactions"] == [{"producer_id": 7, "first_offset": 4}]
             assert message["responses"][0].get("topic_id", uuid(9)) == uuid(9)
 
 
