@@ -366,6 +366,13 @@ class Partition:
             self.foreign += base - at
         self._landed_from = base
 
+    def see(self, end: int) -> None:
+        """The target's log ends here, and nothing of ours is on its way: what lies in between is not ours."""
+        if end > self._scanned and not self._busy:
+            self._gap(self._scanned, end)
+            self._scanned = end
+            self._dirty = True
+
     def _settle(self) -> None:
         """Bring table and guard up to the last acknowledged batch; batches that follow each other at once."""
         at = self._landed_from

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from kafka_client import ClientError
+from kafka_client.topics import LATEST, LIST_OFFSETS, offsets
 from offset_sync.varints import Damaged
 from replicator.states import STOPPED
 
@@ -43,7 +45,7 @@ class Ending:
     def __init__(self, session: Session, end: End) -> None:
         self._session = session
         self._end = end
-        self._storing = False
+        self._asked = self._known = self._storing = False
         self.done = False
         unit = session.assignment.number
         size = session.unit_size
@@ -57,6 +59,11 @@ class Ending:
             return
         if not self._storing:
             if not all(self._reached(number, at) for number, at in self._mine.items()):
+                return
+            if not self._asked:
+                self._asked = True
+                session.link.soon(self._ask)
+            if not self._known:
                 return
             self._storing = True
             for number in self._mine:
@@ -74,6 +81,41 @@ class Ending:
             number = session.assignment.number
             self._end.finished.add(number)
             self._end.told(number)
+
+    async def _ask(self) -> None:
+        """Where the target's logs end: the last checkpoint accounts for everything below. Somebody else's records may
+        lie there, and whoever reads the table waits until it covers the end."""
+        session = self._session
+        client, topic = session.link.target, session.assignment.topic
+        by_leader: dict[int, list[int]] = {}
+        for number in self._mine:
+            by_leader.setdefault(session.leaders[number], []).append(number)
+        found: dict[int, int] = {}
+
+        async def ask(leader: int, numbers: list[int]) -> None:
+            asked = [{"partition_index": number, "timestamp": LATEST} for number in numbers]
+            message = {"replica_id": -1, "isolation_level": 0, "topics": [{"name": topic, "partitions": asked}]}
+            try:
+                answer = await client.call(LIST_OFFSETS, {**message, "timeout_ms": 5000}, broker=leader)
+                for one in answer["topics"][0]["partitions"]:
+                    if not one["error_code"]:
+                        found[one["partition_index"]] = one["offset"]
+            except ClientError:
+                pass
+
+        async with trio.open_nursery() as nursery:
+            for leader, numbers in by_leader.items():
+                nursery.start_soon(ask, leader, numbers)
+        if missing := [number for number in self._mine if number not in found]:
+            try:
+                found |= await offsets(client, topic, missing, LATEST)  # leaders have moved
+            except ClientError as error:
+                session.fail(f"where the target ends: {error}")
+                return
+        for number, end in found.items():
+            session.lanes[number].partition.see(end)
+        self._known = True
+        self.look()
 
     def _reached(self, number: int, at: int) -> bool:
         lane = self._session.lanes.get(number)

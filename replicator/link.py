@@ -8,7 +8,7 @@ follows its leader, or stops with a state of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -161,6 +161,11 @@ class Link:
     def release(self, topic: str) -> None:
         """The target is as it should be."""
         self.held.pop(topic, None)
+
+    def soon(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Run it beside everything else."""
+        assert self._nursery is not None
+        self._nursery.start_soon(call)
 
     def end(self, topic: str) -> None:
         """`ending` says something else of this topic now."""

@@ -70,17 +70,12 @@ def serves(timeline: Timeline, cluster: str) -> bool:
 
 
 def former_parts(timeline: Timeline, cluster: str, partition: int) -> list[Served]:
-    """The closed parts of a cluster that has served, oldest first; none where it wrote nothing meanwhile."""
-    out = []
-    for one, following in pairwise(timeline):
-        if one.cluster == cluster:
-            # A partition that did not exist at the following switch is not in it, and had nothing before.
-            made = Served(
-                one.first.get(partition, 0), one.first_physical.get(partition, 0), following.first.get(partition, 0)
-            )
-            if made.end > made.logical:
-                out.append(made)
-    return out
+    """The closed parts of a cluster that has served, oldest first; perhaps with nothing in them."""
+    return [
+        Served(one.first.get(partition, 0), one.first_physical.get(partition, 0), following.first[partition])
+        for one, following in pairwise(timeline)
+        if one.cluster == cluster and partition in following.first  # it existed at that switch
+    ]
 
 
 def unrecorded(parts: Sequence[Served], state: State | None) -> list[Served]:
@@ -116,6 +111,7 @@ def close(table: Table, parts: Sequence[Served]) -> None:
     """Add closed parts behind what the table has. Damaged: they do not lie behind it."""
     try:
         for one in parts:
-            table.append(one.logical, one.physical, one.end - one.logical)
+            if one.end > one.logical:
+                table.append(one.logical, one.physical, one.end - one.logical)
     except ValueError as error:
         raise Damaged(str(error)) from None

@@ -63,6 +63,7 @@ class Session:
         self.over = False  # the same, for the hot path
         self.denied = False  # it ended because the service lacks a right
         self.ending: Ending | None = None
+        self.leaders: dict[int, int] = {}  # the target's, as they were at the take-over
         self.unit_size = UNIT_SIZE
         self.timeline = link.places.timeline(assignment.topic) if assignment.mode == "ship" else ()
         self.source_topic: Topic | None = None
@@ -191,7 +192,7 @@ class Session:
             upstream.inherit(partition)
             unit.add(partition)
             place = (target_info.topic, number)
-            leader = target_info.partitions[number].leader
+            leader = self.leaders[number] = target_info.partitions[number].leader
             self.lanes[number] = Data(
                 self, partition, place, (source_info.topic, number), upstream, self.link.outlet(leader), status
             )

@@ -159,6 +159,16 @@ async def test_what_is_left_of_a_copy(east: Cluster, west: Cluster, server: Embe
         await moves.check()
         assert second.foreign == 1
         await moves.write("5")
+        # Somebody's record behind the copy's end: whoever waits for the table waits for all of that.
+        operation = await moves.ship("west", member)
+        await moves.until_caught_up("east", "west")
+        await write(moves.clients["west"], moves.topic, batch(b"foreign"))
+        finished = await moves.finish("west", operation)
+        assert await moves.covered("west", 0) == (await moves.log_ends("west"))[0]
+        await moves.switch("west", finished)
+        await moves.check()
+        await until_gone(moves.store, f"{ASSIGNMENTS}west/{moves.topic}/east/")
+        await moves.move("east", member)
         # West lacks its first batch now, which east still has.
         await moves.reopen("west")
         table = await moves.stored("west", 0)

@@ -28,11 +28,11 @@ THERE_AND_BACK = (
 
 def test_former_parts() -> None:
     assert serves(THERE_AND_BACK, "triple") and not serves(THERE_AND_BACK, "west") and not serves((), "west")
-    # The second time, nothing was written on east; partition 1 came while it was there.
-    assert former_parts(THERE_AND_BACK, "east", 0) == [Served(0, 0, 100)]
+    # The second time, nothing was written on east to partition 0; partition 1 came while the topic was there.
+    assert former_parts(THERE_AND_BACK, "east", 0) == [Served(0, 0, 100), Served(150, 152, 150)]
     assert former_parts(THERE_AND_BACK, "east", 1) == [Served(0, 0, 30)]
     assert former_parts(THERE_AND_BACK, "west", 0) == [Served(100, 105, 150), Served(150, 160, 170)]
-    assert former_parts(THERE_AND_BACK, "west", 1) == []
+    assert former_parts(THERE_AND_BACK, "west", 1) == [Served(30, 31, 30)]
     assert former_parts(THERE_AND_BACK, "triple", 0) == []
 
 
@@ -41,6 +41,7 @@ def test_a_part_is_added_once() -> None:
     assert unrecorded(parts, None) == parts
     assert unrecorded(parts, State(scanned=105)) == parts  # the mirror had ended just there
     assert unrecorded(parts, State(scanned=156)) == parts[1:]
+    assert unrecorded(former_parts(THERE_AND_BACK, "east", 0), State(scanned=153)) == []  # the fence is behind it
     assert unrecorded(parts, State(scanned=180)) == []  # also where the copy was begun anew behind it
 
 
