@@ -174,3 +174,17 @@ async def test_refused_with_the_way_out(
     alive = (await kfed("proxies", "--json")).json["proxies"][0]
     ran = await kfed("proxies", "--dead", f"{alive['instance']}/proxy-{alive['worker']}", "--apply", check=False)
     assert ran.status == 1 and "is alive" in ran.err
+
+
+async def test_a_standby_becomes_the_topic(federation: Federation, kfed: Kfed, names: Names) -> None:
+    topic, config = names.topic("standby"), federation.librdkafka()
+    create(config, topic, 1)
+    await blocking(write, config, topic, 20)
+    between = ("--from", "east", "--to", "west", "--apply")
+    await kfed("mirror", "create", topic, *between)
+    plan = (await kfed("migrate", topic, "--to", "west", "--json")).json
+    assert plan["migrations"][0]["topics"][0]["target_topic"] == "standby"
+    await kfed("migrate", topic, "--to", "west", "--apply", "--wait")
+    await blocking(write, config, topic, 20)
+    assert await blocking(offsets, config, topic, 40) == list(range(40))
+    assert not await kfed.mirrors(topic)
