@@ -41,8 +41,8 @@ class Standing:
 @dataclass(frozen=True, slots=True)
 class Subject:
     """One topic to be moved. `source_config` is in force there, `wanted_config` what the target would give it. Sizes
-    are bytes. `bypassing` are producers whose ids no proxy gave out, `named` says which. `ids` are the transactional ids
-    that write it, with all topics each of them writes."""
+    are bytes. `bypassing` are producers whose ids no proxy gave out, `named` says which. `ids` are the transactional
+    ids that write it, with all topics each of them writes."""
 
     record: TopicRecord
     kinds: frozenset[Kind] = frozenset()
@@ -253,8 +253,8 @@ def _writers(facts: PlanFacts, one: Subject) -> Iterator[tuple[bool, Finding]]:
     for identifier, topics in sorted(one.ids.items()):
         if staying := sorted(topics - moving):
             text = (
-                f"transactional id {identifier!r} also writes {', '.join(staying)}, which stay: move them together (with "
-                "--leave-ids the id moves all the same, and what it writes there is refused)"
+                f"transactional id {identifier!r} also writes {', '.join(staying)}, which stay: move them together "
+                "(with --leave-ids the id moves all the same, and what it writes there is refused)"
             )
             yield not facts.allow.leave_ids, Finding(name, "transactional id", text)
     if one.ids and facts.allow.abort_transactions:
