@@ -99,8 +99,8 @@ def test_every_metric_that_comes_out_is_described() -> None:
     metrics.child_up["x"] = True
     metrics.child_restarts["x"] += 1
     metrics.worker_scraped["x"] = True
-    mirrors = [one for one in METRICS if one.name.startswith("kfed_mirror_")]
-    metrics.sources.append(lambda: ((one.name, one.labels, 1.0) for one in mirrors))
+    many = [one for one in METRICS if one.name.startswith(("kfed_mirror_", "kfed_migration"))]
+    metrics.sources.append(lambda: ((one.name, one.labels, 1.0) for one in many))
     for one in METRICS:
         if (
             one.kind == "gauge"
