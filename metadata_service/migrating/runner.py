@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 import trio
@@ -23,7 +23,15 @@ from metadata_service.migrating.hands import Hands
 from metadata_service.migrating.ledger import Ledger
 from metadata_service.mirroring import finishing
 from metadata_service.models import HISTORY, OPERATIONS, ChangeRecord, OperationRecord, mirror_key, process_name
-from metadata_service.operations.commands import AskSettings, Change, Command, Commit, Decision, WriteSwitch
+from metadata_service.operations.commands import (
+    AskSettings,
+    Change,
+    Command,
+    Commit,
+    Decision,
+    FinishMirror,
+    WriteSwitch,
+)
 from metadata_service.operations.facts import Facts, Known
 from metadata_service.operations.migration import advance, target_known
 from metadata_service.operations.records import ENDED, MigrationRecord, Step, face, migration_key
@@ -41,10 +49,7 @@ WORKERS_COUNT: frozenset[Step] = frozenset(
 SEVERAL: frozenset[Step] = frozenset({"finish"})  # where one thing is asked while another is awaited
 QUICK = 0.002, 0.05  # seconds, the first pause and the longest, until what did not help is tried again
 AWAITED = 0.25, 0.5  # ... where an event tells that it did
-PACES: Mapping[Step, tuple[float, float]] = {
-    **dict.fromkeys(("drain", "hold", "close", "settle", "lift"), QUICK),
-    **dict.fromkeys(("finish", "switch"), AWAITED),
-}
+HURRIED: frozenset[Step] = frozenset({"drain", "hold", "close", "settle", "finish", "switch", "lift"})
 COPY_EVERY = 0.5  # seconds between two looks at copies that are being filled
 
 
@@ -208,7 +213,9 @@ class Running:
             log.warning("a step has to be done again", operation=self._id, step=record.step, error=str(error))
         finally:
             self._busy.remove((known.revision, commands))
-            first, longest = PACES.get(record.step, (COPY_EVERY, 2 * COPY_EVERY))
+            first, longest = QUICK if record.step in HURRIED else (COPY_EVERY, 2 * COPY_EVERY)
+            if any(isinstance(one, FinishMirror | WriteSwitch) for one in commands):
+                first, longest = AWAITED
             self._pause = min(max(2 * self._pause, first), longest)
             self._again = boottime() + self._pause
             self._ring()
