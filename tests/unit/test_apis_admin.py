@@ -188,6 +188,9 @@ class Plus100:
         made.open(100, 0)
         return made
 
+    async def arrived(self, wanted: object) -> None:
+        """They are here."""
+
 
 @pytest.fixture
 def _tables(monkeypatch: pytest.MonkeyPatch) -> None:
