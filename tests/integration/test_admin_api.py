@@ -115,6 +115,15 @@ class FakeOffice:
     async def mirror_remove(self, asked: Mapping[str, object], apply: bool, by: str) -> Document:
         return {"mirrors": [], "problems": [], "applied": apply}
 
+    async def group_move(self, name: str, cluster: str, apply: bool, by: str) -> Document:
+        return {"group": name, "to": cluster, "problems": [], "applied": apply}
+
+    async def eject(self, name: str, undo: bool, apply: bool, by: str) -> Document:
+        return {"topic": name, "problems": [], "applied": apply}
+
+    async def mirror_state(self, action: str, asked: Mapping[str, object], apply: bool, by: str) -> Document:
+        return {"mirrors": [], "links": [], "problems": [], "applied": apply, "action": action}
+
     async def offset(self, topic: str, partition: int, offset: int, source: str, target: str) -> Document:
         return {"offset": offset + partition, "exact": True, "topic": topic, "from": source, "to": target}
 
