@@ -31,7 +31,7 @@ from proxy.apis.moved import (
     translated,
     why_not,
 )
-from proxy.apis.transactions import note_refused
+from proxy.apis.transactions import has_moved, note_refused
 from proxy.moving.judging import judged
 from proxy.moving.placing import cut_down, reading
 from proxy.session.judge import FETCH, FETCH_TOPIC_IDS_FROM, PRODUCE
@@ -72,6 +72,8 @@ class Split:
     there: dict[Any, ServedTopic]  # by what the broker will call them
     asked: Message | None
     too_large: Callable[[Message], None]
+    view: View
+    version: int
     told: dict[Any, list[Message]]  # partitions that are answered here, of topics that have moved
 
     @property
@@ -82,6 +84,8 @@ class Split:
     def joined(self, response: Message) -> Message:
         """The client's answer, from the broker's, in place. Raises Refused."""
         self.too_large(response)
+        if self.request["transactional_id"] is not None:
+            self._unknown_producers(response)
         for one in response["responses"]:
             served = self.there.get(one[self.field])
             if served is not None and translated(served):
@@ -96,6 +100,15 @@ class Split:
             if code := self.errors[topic[self.field]]:
                 response["responses"].append(refused_produce(topic, self.field, code))
         return response
+
+    def _unknown_producers(self, response: Message) -> None:
+        """Of an id whose home has moved: 49 would be fatal, an abort brings it a producer id of its new home."""
+        if self.version < ABORTABLE_FROM or not has_moved(self.view, self.request["transactional_id"]):
+            return
+        for topic in response["responses"]:
+            for part in topic["partition_responses"]:
+                if part["error_code"] == ERROR.INVALID_PRODUCER_ID_MAPPING:
+                    part["error_code"] = int(ERROR.TRANSACTION_ABORTABLE)
 
 
 async def split_produce(call: Call, version: int, request: Message) -> Split:
@@ -135,7 +148,7 @@ async def split_produce(call: Call, version: int, request: Message) -> Split:
         there[asked[field]] = served
         allowed.append(asked)
     passed_on = request | {"topic_data": allowed} if allowed else None
-    return Split(request, field, errors, there, passed_on, data.closed_not_too_large, told)
+    return Split(request, field, errors, there, passed_on, data.closed_not_too_large, view, version, told)
 
 
 async def produce(call: Call, version: int, request: Message) -> Message:

@@ -161,6 +161,8 @@ async def add_partitions(call: Call, version: int, request: Message) -> Message:
         return answer
     answer = await forward(call, view, ADD_PARTITIONS, {**request, "v3_and_below_topics": here})
     results = answer["results_by_topic_v3_and_below"]
+    for one in (each for topic in results for each in topic["results_by_partition"]):
+        one["partition_error_code"] = _of_moved(view, transactional_id, one["partition_error_code"])
     if any(not one["partition_error_code"] for topic in results for one in topic["results_by_partition"]):
         note_written(transactional_id)
     answer["results_by_topic_v3_and_below"] = in_order(topics, "name", results, refused)
@@ -181,6 +183,7 @@ async def add_offsets(call: Call, version: int, request: Message) -> Message:
         abortable = version >= ABORTABLE_FROM[ADD_OFFSETS]
         return {"error_code": ERROR.TRANSACTION_ABORTABLE if abortable else ERROR.GROUP_AUTHORIZATION_FAILED}
     response = await forward(call, call.latest(), ADD_OFFSETS, request)
+    response["error_code"] = _of_moved(call.view, transactional_id, response["error_code"])
     if response["error_code"] == ERROR.NONE:
         note_written(transactional_id)
     return response
@@ -194,9 +197,29 @@ async def end_txn(call: Call, version: int, request: Message) -> Message:
     response = await forward(call, call.view, END, request)
     if response["error_code"] == ERROR.INVALID_TXN_STATE and transactional_id in _refused:
         response["error_code"] = ERROR.NONE
-    elif response["error_code"] == ERROR.INVALID_PRODUCER_ID_MAPPING and not request["committed"]:
+    elif (
+        response["error_code"] == ERROR.INVALID_PRODUCER_ID_MAPPING
+        and not request["committed"]
+        and has_moved(call.view, transactional_id)
+    ):
         await _nothing_to_abort(call, version, request, response)
     return response
+
+
+def has_moved(view: View, transactional_id: str) -> bool:
+    """Whether its home has moved with a topic: its coordinator may not know the producer that uses it."""
+    return any(
+        transactional_id in one.options.transactional_ids and one.target == view.transactions[transactional_id].cluster
+        for one in view.migrations.values()
+        if transactional_id in view.transactions
+    )
+
+
+def _of_moved(view: View, transactional_id: str, code: int) -> int:
+    """A coordinator that does not know the producer: 49 is fatal for newer Java clients. Upon 59 all of them abort, and
+    get a new producer id from the coordinator they have now."""
+    unknown = code == ERROR.INVALID_PRODUCER_ID_MAPPING and has_moved(view, transactional_id)
+    return int(ERROR.UNKNOWN_PRODUCER_ID) if unknown else code
 
 
 async def _nothing_to_abort(call: Call, version: int, request: Message, response: Message) -> None:

@@ -61,7 +61,7 @@ async def fenced_produce(session: Session, call: SessionCall, slot: Slot, reques
     slot.kind = Kind.LATER
     order = [topic[field] for topic in request["topic_data"]]
     one = moving.begin(
-        session, version, {**request, "topic_data": mine}, None if silent else slot, order, codes, begins
+        session, version, {**request, "topic_data": mine}, None if silent else slot, order, codes, begins, home
     )
     if split is None or sent is None:
         if split is not None and not silent:

@@ -533,10 +533,13 @@ class WorkerFence:
 
     def _abort(self, part: Part) -> None:
         """A first write of a transaction, held until its topic had moved: its producer's home has moved as well."""
-        abort = ERROR.TRANSACTION_ABORTABLE if part.request.version >= ABORTABLE_FROM else TOPIC_DENIED
-        note_refused(str(part.request.head["transactional_id"]))
-        part.request.writes.answer(part, int(abort))
+        part.request.writes.answer(part, self.unknown_producer(part.request))
         self._drop(part)
+
+    def unknown_producer(self, request: Request) -> int:
+        """The error that ends a transaction whose producer the coordinator at its new home does not know."""
+        note_refused(str(request.head["transactional_id"]))
+        return int(ERROR.TRANSACTION_ABORTABLE if request.version >= ABORTABLE_FROM else TOPIC_DENIED)
 
     def _answer(self, action: Answer) -> None:
         part = self._parts.pop(action.write.id, None)

@@ -264,6 +264,9 @@ class ClientWrites:
                         entry |= {"error_code": refused.code, **NO_OFFSET}
                 for entry in one["partition_responses"]:
                     found[topic.name, entry["index"]] = entry
+        for entry in found.values():
+            if sent[0].request.home is not None and entry["error_code"] == ERROR.INVALID_PRODUCER_ID_MAPPING:
+                entry["error_code"] = int(self.fence.unknown_producer(sent[0].request))
         for part in sent:
             place = (part.write.topic, part.write.partition)
             entry = found.get(place, {"index": part.write.partition, "error_code": 0, **NO_OFFSET})
