@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import trio
+
 from kafka_client import ClientError, ClusterClient
 from kafka_client.cluster import TRANSACTION
 from kafka_wire.codec import Message
@@ -16,6 +18,9 @@ log = logging.get(__name__)
 DESCRIBE_TRANSACTIONS = 65
 PATIENCE = 2.0  # seconds for the coordinator
 REMEMBERED = 20_000
+# A transaction's first writes may be on their way over another connection: its coordinator is asked so often, with so
+# many seconds between. To hold a later write of a transaction that goes on would keep it from ending.
+LOOKS, PAUSE = 4, 0.02
 
 
 class OpenTransactions:
@@ -33,20 +38,30 @@ class OpenTransactions:
             return frozenset()
         producer = (batch.producer_id, batch.producer_epoch)
         named = {one for one in topics if (name, one, *producer) in self._known}
-        if len(named) < len(topics):
+        for look in range(LOOKS):
+            if named.issuperset(topics):
+                break
+            if look:
+                await trio.sleep(PAUSE)
             try:
-                asked = {"transactional_ids": [name]}
-                answer = await client.call_coordinator(
-                    TRANSACTION, name, DESCRIBE_TRANSACTIONS, asked, timeout=PATIENCE
-                )
+                named |= await self._named(client, name, producer)
             except ClientError as error:
                 log.debug("a transaction's state is not known", error=str(error))
-                return frozenset(topics) - named
-            for state in answer["transaction_states"]:
-                same = (state["producer_id"], state["producer_epoch"]) == producer
-                if not state["error_code"] and state["transaction_state"] == "Ongoing" and same:
-                    named |= {topic["topic"] for topic in state["topics"]}
-            self._known.update(((name, one, *producer), None) for one in named)
-            while len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
+                break
+        self._known.update(((name, one, *producer), None) for one in named)
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
         return frozenset(topics) - named
+
+    async def _named(self, client: ClusterClient, name: str, producer: tuple[int, int]) -> set[str]:
+        """The topics that this producer's open transaction has named. Raises ClientError."""
+        asked = {"transactional_ids": [name]}
+        answer = await client.call_coordinator(TRANSACTION, name, DESCRIBE_TRANSACTIONS, asked, timeout=PATIENCE)
+        return {
+            topic["topic"]
+            for state in answer["transaction_states"]
+            if not state["error_code"]
+            and state["transaction_state"] == "Ongoing"
+            and (state["producer_id"], state["producer_epoch"]) == producer
+            for topic in state["topics"]
+        }
