@@ -55,7 +55,7 @@ class Ending:
 
     def look(self) -> None:
         session, unit = self._session, self._session.unit
-        if self.done or session.over or unit is None or session.journal is None:
+        if self.done or session.ending is not self or session.over or unit is None or session.journal is None:
             return
         if not self._storing:
             if not all(self._reached(number, at) for number, at in self._mine.items()):
@@ -112,6 +112,8 @@ class Ending:
             except ClientError as error:
                 session.fail(f"where the target ends: {error}")
                 return
+        if session.ending is not self:
+            return  # it goes on, or ends elsewhere, since
         for number, end in found.items():
             session.lanes[number].partition.see(end)
         self._known = True
