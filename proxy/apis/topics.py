@@ -139,6 +139,7 @@ async def create_partitions(call: Call, version: int, request: Message) -> Messa
             one
             for one in asked["topics"]
             if not request["validate_only"]
+            and one["name"] in found
             and not found[one["name"]]["error_code"]
             and one["name"] in now.topics
             and now.topics[one["name"]].cluster != view.topics[one["name"]].cluster
