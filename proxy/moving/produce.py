@@ -69,6 +69,8 @@ async def fenced_produce(session: Session, call: SessionCall, slot: Slot, reques
         one.settled()
         if split is not None and silent and split.refused:
             raise CloseConnection("acks=0 to a topic that is not served here")
+        if session.ended is not None:
+            raise CloseConnection(session.ended)
         return
     session.nursery.start_soon(_rest, call, one, split, sent)
 

@@ -98,6 +98,7 @@ class WorkerFence:
         self._nursery: trio.Nursery | None = None
         self._reports = Reporting(store, registration, self.fence, self._known, self.record, self._oldest_judged)
         registration.on_renewal(self._renewed)
+        self._renewed()  # the lease it has already
         following.on_view(self._view_changed)
 
     async def run(self) -> None:
