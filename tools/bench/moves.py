@@ -124,6 +124,8 @@ async def move(federation: Federation, steps: Steps, target: str, found: Found) 
     found.commands.append(time.time() - began)
     await trio.sleep(REST)  # what clients still have to notice
     seen = steps.of([BIG], began)
+    moving = next(one.record.id for one in seen if one.record.hold == "held")
+    seen = [one for one in seen if one.record.id == moving]  # without the move before, which it takes over
     held = [one.at for one in seen if one.record.hold == "held"]
     announced = [one.at for one in seen if one.record.hold == "announced"]
     window = (held[0], announced[0] + MARGIN)
