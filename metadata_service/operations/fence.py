@@ -35,16 +35,17 @@ class Rule(StrEnum):
 
 
 TABLE: dict[Hold, tuple[Rule, Rule]] = {
-    "open": (Rule.SOURCE, Rule.REFUSE),
-    "draining": (Rule.SOURCE, Rule.REFUSE),
-    "held": (Rule.HOLD, Rule.REFUSE),
-    "lifted": (Rule.HOLD, Rule.REFUSE),
+    "open": (Rule.SOURCE, Rule.SOURCE),
+    "draining": (Rule.SOURCE, Rule.SOURCE),
+    "held": (Rule.HOLD, Rule.HOLD),
+    "lifted": (Rule.HOLD, Rule.HOLD),
     "switched": (Rule.HOLD, Rule.HOLD),
     "released": (Rule.TARGET, Rule.TARGET),
     "announced": (Rule.TARGET, Rule.TARGET),
     "over": (Rule.REFUSE, Rule.TARGET),
 }
-"""By hold: what comes on a connection to the source's virtual brokers, and on one to the target's."""
+"""By hold: what comes on a connection to the source's virtual brokers, and on one to the target's. Before the switch
+some still write at the target's: this move took over from one that had only begun to redirect them."""
 
 GAP_WAIT = 1.0  # seconds for the sequences before a gap to arrive
 
@@ -204,7 +205,10 @@ class Fence:
         if before is not None and same:
             known.ready, known.forwarded = before.ready, before.forwarded
         self._known[record.id] = known
-        self._by_topic.update(dict.fromkeys(record.topics, record.id))
+        for topic in record.topics:
+            # One that was taken over tells of its end later than the one that took over begins.
+            if topic not in self._by_topic or not (record.taken_over or record.step in ENDED):
+                self._by_topic[topic] = record.id
         out = self._flush(known, now)
         if record.hold in ("announced", "over") and (before is None or before.record.hold != record.hold):
             out.append(CutFetches(tuple(sorted(record.topics)), record.source))
@@ -408,7 +412,7 @@ class Fence:
             cluster = record.target
         else:
             return None
-        if one.cluster == record.target and self._forwarding(one):
+        if one.cluster == cluster and self._forwarding(one):
             return None  # what was sent to the old place comes first
         verdict = self._judge(one, cluster)
         if verdict.kind == "duplicate":

@@ -244,9 +244,10 @@ class WorkerFence:
         return served.cluster if served is not None else ""
 
     def held(self, topic: str | bytes) -> bool:
-        """Whether a write to the topic that is judged now comes here: its record says so while a hold may be."""
+        """Whether a write to the topic that is judged now comes here: its record says so while a hold may be. Others
+        may take the quick way, and would overtake."""
         served = self._following.view.topics.get(self.name(topic))
-        return served is not None and served.special and self.fence.concerned(served.name)
+        return served is not None and served.record.hold is not None and self.fence.concerned(served.name)
 
     def name(self, topic: str | bytes) -> str:
         """Of a topic by name, or by logical id; empty where nobody knows it."""
