@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import trio
 
+from metadata_service.operations.records import ENDED
 from tests.fixtures.kfed import Kfed
 from tools.local_federation import Federation
 from tools.move_steps import Steps
@@ -59,6 +60,11 @@ class Mover:
         said = f"{ran.status}: {ran.out[-2000:]}{ran.err[-2000:]}"
         self.made.append(Move(tuple(topics), target, began, time.time(), ran.status == 0, said))
         return self.made[-1]
+
+    def free(self, topics: Sequence[str]) -> bool:
+        """Whether every earlier move of them that has not ended is one of them alone: then this one takes it over."""
+        left = [one for one in self.steps.now.values() if one.step not in ENDED and set(topics) & one.topics.keys()]
+        return all(one.topics.keys() <= set(topics) for one in left)
 
     async def at_rest(self, topics: Sequence[str]) -> None:
         """Until no migration of these topics is before its end or before clients are served by the target.
