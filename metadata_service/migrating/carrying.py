@@ -13,9 +13,10 @@ import trio
 
 from kafka_client import ClientError, ClusterClient
 from kafka_client.topics import TopicInfo, describe
-from metadata_service.failures import Undecided
+from kafka_wire.acls import TOPIC, TRANSACTIONAL_ID
+from metadata_service.failures import DecisionFailed, Undecided
 from metadata_service.member import Member
-from metadata_service.migrating import asking, changing, mirrors, switches
+from metadata_service.migrating import asking, changing, mirrors, rights, switches
 from metadata_service.migrating.asking import LeaderEpochs
 from metadata_service.migrating.gathering import Seen
 from metadata_service.migrating.hands import Hands
@@ -56,6 +57,7 @@ class Carrying:
         self._epochs = LeaderEpochs()
         self._switches: dict[str, TopicInfo] = {}
         self.prepared = False
+        self.lacks = ""  # rights without which no hold begins, in words
 
     # -- before a hold --------------------------------------------------------------------------------------------
 
@@ -66,7 +68,8 @@ class Carrying:
         async def source() -> None:
             leaders = self.leaders(record.source)
             leaders.forget(record.topics)
-            await leaders.of(record.topics)
+            if added := await self._added(record, await leaders.of(record.topics)):
+                raise Undecided(record.source, f"partitions were added to {', '.join(added)}")
             placements = {name: one.value.timeline[-1] for name in record.topics if (one := self._ledger.topic(name))}
             await self._epochs.complete(leaders, [one for one in everything if one[0] in placements], placements)
             await self._connect(leaders)
@@ -81,7 +84,35 @@ class Carrying:
             self._switches[cluster] = await switches.ensure(self._client(cluster))
 
         await _together(source, target, partial(note, record.source), partial(note, record.target))
-        self.prepared = True
+        self.lacks = await self._rights(record)
+        self.prepared = not self.lacks
+
+    async def _rights(self, record: MigrationRecord) -> str:
+        """What the service would miss during the hold, or clients after it. Raises ClientError, Undecided."""
+        source, target = self._client(record.source), self._client(record.target)
+        found = await rights.own(source, rights.ON_SOURCE, record.topics)
+        found += await rights.own(target, rights.ON_TARGET, record.topics)
+        if not record.options.leave_acls:
+            ids = [(TRANSACTIONAL_ID, one) for one in record.options.transactional_ids]
+            missing = await rights.of_clients(source, target, [*((TOPIC, one) for one in sorted(record.topics)), *ids])
+            found += [rights.words(source.name, target.name, missing)] if missing else []
+        return "; ".join(found)
+
+    async def _added(self, record: MigrationRecord, found: Mapping[str, TopicInfo]) -> list[str]:
+        """Topics that have got partitions at their cluster without the endpoint: those are recorded first. What is
+        in them would else be behind no end. Raises Undecided."""
+        out = []
+        for name, info in sorted(found.items()):
+            known = self._ledger.topic(name)
+            if known is not None and len(info.partitions) > known.value.partitions:
+                out.append(name)
+        if out:
+            log.warning("partitions were added past the endpoint", operation=record.id, topics=out)
+            try:
+                await self._member.federation.partitions_created(out)
+            except (DecisionFailed, StoreError) as error:
+                raise Undecided(record.source, f"added partitions are not recorded: {error}") from error
+        return out
 
     async def _connect(self, leaders: Leaders) -> None:
         """As many connections to each broker as there will be questions at once."""
@@ -262,8 +293,24 @@ class Carrying:
             if (found := self._ledger.topic(name)) is not None and found.value.cluster == one.cluster
         }
         mine = [each for each in one.parts if each[0] in placements]
-        for _ in range(SETTLED_LOOKS if record.step == "settle" else 1):
+        if record.step != "settle":
             seen.ends = await asking.ends(leaders, mine, placements, self._epochs, seen.ends)
+            return
+        # All is closed now: a partition that is not there yet gets no records. One that is, and is not recorded, lifts.
+        present: dict[str, TopicInfo] = {}
+        ends = seen.ends
+
+        async def look() -> None:
+            present.update(await describe(leaders.client, sorted(placements)))
+
+        async def ask() -> None:
+            nonlocal ends
+            for _ in range(SETTLED_LOOKS):
+                ends = await asking.ends(leaders, mine, placements, self._epochs, ends)
+
+        await _together(look, ask)
+        if not await self._added(record, present):
+            seen.ends = ends
 
     async def _transactions(self, one: asked.AskTransactions, seen: Seen) -> None:
         seen.transactions = await asking.transactions(self._client(one.cluster), frozenset(one.topics))
