@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 from kafka_client import ClientError, ClusterClient, UnsupportedApi
 from kafka_client.topics import EARLIEST, LATEST, offsets
+from kafka_wire.acls import TOPIC as ACL_TOPIC
+from kafka_wire.acls import TRANSACTIONAL_ID
 from kafka_wire.codec import Message
 from metadata_service.asking import GROUP, list_groups, list_transactions, topics_by_name
 from metadata_service.failures import Undecided
 from metadata_service.inventory import TAGGED
+from metadata_service.migrating import rights
 from metadata_service.models import OWN_TRANSACTIONS, PlacementEpoch, TopicRecord, is_internal
 from metadata_service.operations.judging import Standing
 from metadata_service.operations.records import MigrationRecord
@@ -199,6 +202,22 @@ async def clients(client: ClusterClient, topics: Mapping[str, PhysicalTopic], se
         own,
         await _share(client),
     )
+
+
+async def lacking(
+    source: ClusterClient, target: ClusterClient, topic: str, ids: Iterable[str], *, followed: bool, leave_acls: bool
+) -> list[str]:
+    """What a move of a topic lacks in rights: the service's own, and those of clients on the target. `followed`:
+    mirrors create ACLs that name the topic itself. Raises ClientError."""
+    out = await rights.own(source, rights.ON_SOURCE, [topic]) + await rights.own(target, rights.ON_TARGET, [topic])
+    if leave_acls:
+        return out
+    resources = [(ACL_TOPIC, topic), *((TRANSACTIONAL_ID, one) for one in sorted(ids))]
+    missing = await rights.of_clients(source, target, resources)
+    left = [one for one in missing if not (followed and one.kind == ACL_TOPIC and one.names(topic))]
+    if left:
+        out.append(f"{rights.words(source.name, target.name, left)}: create them there first, or say --leave-acls")
+    return out
 
 
 async def _share(client: ClusterClient) -> dict[str, tuple[str, ...]]:

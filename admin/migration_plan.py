@@ -84,11 +84,11 @@ def wish_of(body: Mapping[str, object]) -> Wish:
     if not isinstance(target, str):
         raise Wrong("to: the name of a cluster is needed")
     flags = {}
-    for key in ("rollback", "close_out_bypass", "leave_ids", "abort_transactions"):
+    for key in ("rollback", "close_out_bypass", "leave_ids", "leave_acls", "abort_transactions"):
         flags[key] = body.get(key, False)
         if not isinstance(flags[key], bool):
             raise Wrong(f"{key}: true or false")
-    options = Options()
+    options = Options(leave_acls=bool(flags["leave_acls"]))
     for key, least, most in (
         ("drain_wait", 0.0, WAIT_MOST),
         ("budget", 0.1, BUDGET_MOST),

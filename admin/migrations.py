@@ -122,10 +122,11 @@ class _Cluster:
 class Planning:
     """One plan being made. `facts` are what is known outside the view: who reads, how fast mirrors are."""
 
-    def __init__(self, member: Member, facts: Facts, wish: Wish) -> None:
+    def __init__(self, member: Member, facts: Facts, wish: Wish, follow_acls: bool = True) -> None:
         self._member = member
         self._facts = facts
         self._wish = wish
+        self._follow_acls = follow_acls
         self._view = member.view
         self._chosen = Chosen()
         self._clusters: dict[str, _Cluster] = {}
@@ -256,6 +257,10 @@ class Planning:
             if shipped is None:
                 judged = await judge(here.client, there.client, name, ship=True, trial=True)
                 problems += [f"{name}: on {target} {problem}" for problem in judged.problems]
+            ids = [one for one, topics in here.clients.ids.items() if name in topics]
+            followed, leave = self._follow_acls, self._wish.options.leave_acls
+            found = await asked.lacking(here.client, there.client, name, ids, followed=followed, leave_acls=leave)
+            problems += [f"{name}: {one}" for one in found]
         except NoSource:
             problems.append(f"{name}: {record.cluster} does not have it; see kfed doctor")
         except (Refused, ClientError, Damaged) as error:
@@ -386,7 +391,7 @@ class Planning:
 # -- beginning --------------------------------------------------------------------------------------------------------
 
 
-async def begin(member: Member, facts: Facts, wish: Wish, by: str) -> Plan:
+async def begin(member: Member, facts: Facts, wish: Wish, by: str, follow_acls: bool = True) -> Plan:
     """Plan, and begin every migration of it. With problems nothing is done.
 
     Raises:
@@ -395,7 +400,7 @@ async def begin(member: Member, facts: Facts, wish: Wish, by: str) -> Plan:
     backoff = Backoff(0.05, 0.5)
     begun: list[Move] = []
     for _ in range(TRIES):
-        planning = Planning(member, facts, wish)
+        planning = Planning(member, facts, wish, follow_acls)
         plan = await planning.plan()
         done = not plan.all_problems() and await _commit(member.store, planning.known, plan, wish, by)
         new = [one for one in plan.moves if one.id]
@@ -534,14 +539,20 @@ Record = Callable[[str, Mapping[str, object], Mapping[str, object]], Awaitable[N
 
 
 async def migrate_asked(
-    member: Member, facts: Facts, body: Mapping[str, object], apply: bool, by: str, record: Record
+    member: Member,
+    facts: Facts,
+    body: Mapping[str, object],
+    apply: bool,
+    by: str,
+    record: Record,
+    follow_acls: bool = True,
 ) -> Document:
-    """Raises Wrong, Conflict, StoreError."""
+    """`follow_acls`: whether replicators create the source's ACLs on targets. Raises Wrong, Conflict, StoreError."""
     try:
         wish = wish_of(body)
         if not apply:
-            return (await Planning(member, facts, wish).plan()).document()
-        plan = await begin(member, facts, wish, by)
+            return (await Planning(member, facts, wish, follow_acls).plan()).document()
+        plan = await begin(member, facts, wish, by, follow_acls)
     except WrongWish as error:
         raise Wrong(str(error)) from None
     except DecisionFailed as error:

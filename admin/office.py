@@ -223,7 +223,9 @@ class FederationOffice:
         facts = await self._facts()
         member, _ = self._open()
         with _store_errors():
-            return await migrations.migrate_asked(member, facts, asked, apply, by, partial(self._record, by))
+            follow_acls = self._settings.replicator.follow_acls
+            told = partial(self._record, by)
+            return await migrations.migrate_asked(member, facts, asked, apply, by, told, follow_acls)
 
     async def process_dead(self, name: str, apply: bool, by: str) -> Document:
         facts = await self._facts()

@@ -327,6 +327,7 @@ ROUTES = (
             "rollback": "true: back to where each came from; `to` may be left out",
             "close_out_bypass": "true: also where producers write past the endpoint, which are refused then",
             "leave_ids": "true: also where a transactional id that writes them writes topics that stay",
+            "leave_acls": "true: also where clients have rights on them that they do not have on the target",
             "abort_transactions": "true: those that do not end within `drain_wait` are aborted (error 120)",
             "drain_wait": "seconds that open transactions have to end (60)",
             "max_lag": "records that each topic may lack when writes are held (1000)",

@@ -199,6 +199,11 @@ def _migrate(into: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also where a transactional id that writes these topics writes others, which stay: it is refused there",
     )
+    into.add_argument(
+        "--leave-acls",
+        action="store_true",
+        help="also where the target lacks ACLs of the source: whose they are gain or lose rights",
+    )
 
 
 def _mirror(into: argparse.ArgumentParser, several: str = "+") -> None:

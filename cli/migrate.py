@@ -33,6 +33,7 @@ def _migrate(options: argparse.Namespace) -> int:
         "rollback": options.rollback,
         "close_out_bypass": options.close_out_bypass,
         "leave_ids": options.leave_ids,
+        "leave_acls": options.leave_acls,
         "abort_transactions": options.abort_transactions,
         "drain_wait": options.drain_wait,
         "max_lag": options.max_lag,

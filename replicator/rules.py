@@ -11,51 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from kafka_wire.acls import ALLOW, DENY, LITERAL, PREFIXED, TOPIC, Acl, acls_of
 from kafka_wire.codec import Message
 
-TOPIC = 2  # ResourceType
-LITERAL, PREFIXED = 3, 4  # PatternType
-DENY, ALLOW = 2, 3  # AclPermissionType
-WILDCARD = "*"
-_OPERATIONS = (
-    (
-        "unknown any all read write create delete alter describe cluster_action describe_configs alter_configs "
-        "idempotent_write create_tokens describe_tokens two_phase_commit"
-    )
-    .upper()
-    .split()
-)
+__all__ = [
+    "ALLOW",
+    "DENY",
+    "LITERAL",
+    "PREFIXED",
+    "TOPIC",
+    "Acl",
+    "Difference",
+    "Quotas",
+    "acls_of",
+    "compare",
+    "creations",
+    "quota_words",
+    "quotas_of",
+]
+
 _ENTITIES = ("user", "client-id")  # quotas by address are about proxies here, and differ between sites
-
-
-class Acl(NamedTuple):
-    """One rule about topics. Rules that deny sort first."""
-
-    permission: int
-    principal: str
-    operation: int
-    host: str
-    pattern: int
-    name: str
-
-    def names(self, topic: str) -> bool:
-        """Whether it is about this topic alone."""
-        return self.pattern == LITERAL and self.name == topic and topic != WILDCARD
-
-    def matches(self, topic: str) -> bool:
-        """Whether it applies to the topic, among others perhaps."""
-        if self.pattern == PREFIXED:
-            return topic.startswith(self.name)
-        return self.pattern == LITERAL and self.name in (topic, WILDCARD)
-
-    def __str__(self) -> str:
-        kind = "deny" if self.permission == DENY else "allow"
-        named = self.operation < len(_OPERATIONS)
-        operation = _OPERATIONS[self.operation] if named else f"operation {self.operation}"
-        where = f"topics {self.name}*" if self.pattern == PREFIXED else f"topic {self.name}"
-        return f"{kind} {self.principal} {operation} from {self.host} on {where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +42,6 @@ class Difference:
     extra: tuple[Acl, ...]  # rules of exactly this topic that only the target has
     wider_missing: tuple[Acl, ...]  # rules of a wider pattern that only the source has
     wider_extra: tuple[Acl, ...]  # ... that only the target has
-
-
-def acls_of(answer: Message) -> frozenset[Acl]:
-    """The rules about topics in a DescribeAcls answer."""
-    return frozenset(
-        Acl(
-            one["permission_type"],
-            one["principal"],
-            one["operation"],
-            one["host"],
-            resource["pattern_type"],
-            resource["resource_name"],
-        )
-        for resource in answer["resources"]
-        if resource["resource_type"] == TOPIC
-        for one in resource["acls"]
-    )
 
 
 def creations(acls: Iterable[Acl]) -> list[Message]:

@@ -183,7 +183,7 @@ class Running:
         could overtake what it sends during the hold, on another connection."""
         if facts.pending:
             return "something of this process has no answer yet"
-        return "" if self._carrying.prepared else "leaders and connections"
+        return "" if self._carrying.prepared else self._carrying.lacks or "leaders and connections"
 
     # -- commands -------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ class Options(_Record, frozen=True):
     in_flight: float = 0.25  # how long writes on their way are waited for before the source is closed
     announce_after: float = 2.0  # after release, whoever has not reported
     redirect: float = 600.0  # how long producers may take to follow by themselves
+    leave_acls: bool = False  # whether clients keep their rights on the target is the operator's concern
     transactional_ids: tuple[str, ...] = ()  # whose home moves with the topics
 
 
