@@ -398,6 +398,7 @@ class Worker:
             self.metrics,
             lifter,
             clients=self.member.clients.get,
+            renew_rules=pool.acls.renew,
         )
         nursery.start_soon(lifter.run)
         nursery.start_soon(self.around.moving.run)

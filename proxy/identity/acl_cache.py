@@ -113,6 +113,12 @@ class AclCache:
         entry = self._entries.get(cluster)
         return entry.known if entry is not None and entry.away else None
 
+    async def renew(self, cluster: str) -> None:
+        """Read a cluster's rules anew, where they are in use: what it has by now counts from then on."""
+        entry = self._entries.get(cluster)
+        if entry is not None and entry.known is not None:
+            await self._poll(cluster, entry)
+
     def age(self, cluster: str) -> float | None:
         """Seconds since the ACLs were read; None: never."""
         entry = self._entries.get(cluster)

@@ -8,7 +8,7 @@ is still judged by an older one, or something that was passed on before has no a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import trio
@@ -48,6 +48,7 @@ from runtime.metrics import Metrics
 
 log = logging.get(__name__)
 
+RULES_WITHIN = 1.0  # seconds for the target's ACLs to be read anew; a hold does not wait longer for them
 TICK = 0.1  # seconds, while anything is held or a hold is recorded
 COUNTED = 1.0  # seconds between two reports that differ in nothing but how much was forwarded
 JUDGED = frozenset((0, 2, 21, 23, 24, 28))  # APIs that are judged by where topics are: a hold waits for those at work
@@ -76,6 +77,7 @@ class WorkerFence:
         lifting: Lifting | None = None,
         *,
         clients: Callable[[str], ClusterClient | None] = lambda cluster: None,
+        renew_rules: Callable[[str], Awaitable[None]] | None = None,
         limits: Limits | None = None,
         clock: Callable[[], float] = boottime,
     ) -> None:
@@ -88,6 +90,7 @@ class WorkerFence:
         self._counters = metrics.fence
         self._lifting = lifting
         self._clients = clients
+        self._renew_rules = renew_rules
         self._open = OpenTransactions()
         self._clock = clock
         self._parts: dict[int, Part] = {}
@@ -188,9 +191,17 @@ class WorkerFence:
 
     async def _get_ready(self, record: MigrationRecord, scope: trio.CancelScope) -> None:
         with scope:
-            await self._guards.ready(record)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._know_rules, record.target)
+                await self._guards.ready(record)
             self._carry(self.fence.loaded(record.id, self._clock()))
             self.poke()
+
+    async def _know_rules(self, cluster: str) -> None:
+        """What clients may see of the target is judged by the rules that were complete before the hold."""
+        if self._renew_rules is not None:
+            with trio.move_on_after(RULES_WITHIN):
+                await self._renew_rules(cluster)
 
     def _forget(self, identifier: str) -> None:
         known = self._known.pop(identifier)
