@@ -85,14 +85,18 @@ def review(record: HomeRecord, found: Collection[str], reachable: Collection[str
 
     The home itself never changes here: that is an operation. What was recorded about clusters that could not be
     asked stays. A cluster's commits count until it does not know the group any longer, also when they have been copied:
-    somebody who still connects there directly may commit further topics, and come through the endpoint later.
+    somebody who still connects there directly may commit further topics, and come through the endpoint later. A cluster
+    that a transactional id has left remembers it for days (`transactional.id.expiration.ms`): that is no conflict, until
+    it has forgotten it once.
     """
+    left = tuple(one for one in record.left if one not in reachable or one in found)
     carry = {one for one in record.carry if one not in reachable or one in found}
     carry |= {one for one in record.unasked if one in reachable and one in found}
     unasked = tuple(one for one in record.unasked if one not in reachable)
     silent = {one for one in record.conflict if one not in reachable}
-    conflict = tuple(sorted({one for one in found if one != record.cluster and one not in carry} | silent))
-    return msgspec.structs.replace(record, conflict=conflict, carry=tuple(sorted(carry)), unasked=unasked)
+    other = {one for one in found if one != record.cluster and one not in carry and one not in left}
+    conflict = tuple(sorted(other | (silent - {*left})))
+    return msgspec.structs.replace(record, conflict=conflict, carry=tuple(sorted(carry)), unasked=unasked, left=left)
 
 
 def fix_transaction(current: HomeRecord | None, name: str, cluster: str) -> HomeRecord:
@@ -117,8 +121,11 @@ def by_name(clusters: Mapping[str, Mapping[str, Found]], known: Collection[str] 
 
 
 def gone(homes: Sequence[HomeRecord], listed: Mapping[str, Collection[str]]) -> list[str]:
-    """Names whose home, having answered, does not know them (any longer). `listed`: cluster -> names it knows."""
-    return [one.name for one in homes if one.cluster in listed and one.name not in listed[one.cluster]]
+    """Names whose home, having answered, does not know them (any longer). `listed`: cluster -> names it knows.
+
+    Not those that another cluster remembers from before a move: they would be taken for at home there again.
+    """
+    return [one.name for one in homes if one.cluster in listed and one.name not in listed[one.cluster] and not one.left]
 
 
 def forgettable(absent: Mapping[str, float], after: float, early: float, most: int) -> list[str]:

@@ -143,7 +143,8 @@ def homes(record: MigrationRecord, facts: Facts) -> list[Change]:
             continue
         if known.value.cluster != record.source:
             raise Impossible(f"the transactional id {known.value.name!r} has moved")
-        moved: HomeRecord = msgspec.structs.replace(known.value, cluster=record.target)
+        left = tuple(sorted({*known.value.left, record.source} - {record.target}))
+        moved: HomeRecord = msgspec.structs.replace(known.value, cluster=record.target, left=left)
         out.append(Change(key, moved, known.revision))
     return out
 

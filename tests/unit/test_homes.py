@@ -74,6 +74,19 @@ def test_a_conflict_is_reviewed_and_the_home_stays() -> None:
     assert review(record, (), {"east", "west", "north"}) == HomeRecord(name="g", cluster="east")
 
 
+def test_what_a_transactional_id_has_left_behind_is_no_conflict() -> None:
+    record = HomeRecord(name="t", cluster="west", left=("east",))
+    both = {"east", "west"}
+    assert review(record, {"east"}, both) == review(record, both, both) == review(record, {"west"}, {"west"}) == record
+    assert review(record, {"east", "north", "west"}, {*both, "north"}).conflict == ("north",)
+    forgotten = review(record, {"west"}, both)
+    assert forgotten == HomeRecord(name="t", cluster="west")
+    assert review(forgotten, both, both).conflict == ("east",)
+    # Forgotten at its home, it would be taken for at home where it was before.
+    assert gone([record], {"east": {"t"}, "west": set()}) == []
+    assert gone([forgotten], {"east": set(), "west": set()}) == ["t"]
+
+
 def test_a_transactional_id_is_fixed_by_its_first_topic_only() -> None:
     home = decide_transaction("t", {}, RULES, INDEXES)
     assert (home.cluster, home.written) == ("west", False)

@@ -218,7 +218,7 @@ def test_the_switch_is_one_commit() -> None:
     assert written[stub_key("west", "orders")].record is None
     left = written[stub_key("east", "orders")].record
     assert isinstance(left, StubRecord) and left.topic_id == EAST and left.borrowed
-    assert written["view/homes/transactions/t"].record == HomeRecord(name="t", cluster="west")
+    assert written["view/homes/transactions/t"].record == HomeRecord(name="t", cluster="west", left=("east",))
     assert {one.revision for one in commit.also} == {0, 5, 6, 7, 8}
     assert mirror_key("south", "orders", "north") not in written
 
