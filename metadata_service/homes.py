@@ -86,8 +86,8 @@ def review(record: HomeRecord, found: Collection[str], reachable: Collection[str
     The home itself never changes here: that is an operation. What was recorded about clusters that could not be
     asked stays. A cluster's commits count until it does not know the group any longer, also when they have been copied:
     somebody who still connects there directly may commit further topics, and come through the endpoint later. A cluster
-    that a transactional id has left remembers it for days (`transactional.id.expiration.ms`): that is no conflict, until
-    it has forgotten it once.
+    that a transactional id has left remembers it for days (`transactional.id.expiration.ms`): that is no conflict,
+    until it has forgotten it once.
     """
     left = tuple(one for one in record.left if one not in reachable or one in found)
     carry = {one for one in record.carry if one not in reachable or one in found}

@@ -142,8 +142,8 @@ class HomeRecord(_Record, frozen=True):
     `carry` names other clusters whose commits still count, for topics that come from there and have no commit at the
     home (see `carrying`). `conflict` names those where the group is as well, and which do not count: shown, and left
     to the operator. `unasked` names those that were away when the home was decided: what they may have counts too.
-    `move`: the home is being moved; nobody but that operation changes the record. `left` names those that a transactional
-    id has moved away from with its topics, and that remember it: what they know is over.
+    `move`: the home is being moved; nobody but that operation changes the record. `left` names those that a
+    transactional id has moved away from with its topics, and that remember it: what they know is over.
     """
 
     name: str
