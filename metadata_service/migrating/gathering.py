@@ -63,7 +63,15 @@ class Times:
         """When the machine may have to decide anew although nothing happens."""
         options = record.options
         pause = options.retry_pause * 2 ** (record.attempt - 1) if record.attempt else 0.0
-        waits = (options.in_flight, options.drain_wait, 2 * options.drain_wait, options.announce_after, 1.0, pause)
+        waits = (
+            options.in_flight,
+            options.drain_wait,
+            2 * options.drain_wait,
+            options.announce_after,
+            1.0,
+            pause,
+            options.settled,
+        )
         return [
             self.held_since + options.budget,
             *(self.entered + one for one in (*waits, options.redirect)),

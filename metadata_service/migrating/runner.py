@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 import trio
@@ -23,6 +23,7 @@ from metadata_service.migrating.hands import Hands
 from metadata_service.migrating.ledger import Ledger
 from metadata_service.mirroring import finishing
 from metadata_service.models import HISTORY, OPERATIONS, ChangeRecord, OperationRecord, mirror_key, process_name
+from metadata_service.operations import gates
 from metadata_service.operations.commands import (
     AskSettings,
     Change,
@@ -224,10 +225,10 @@ class Running:
         """Ask at once what this step will want to know, while it waits for something else."""
         record, seen = known.value, self._seen
 
-        async def final() -> None:
+        async def final(which: Callable[[Mapping[str, str]], dict[str, str]]) -> None:
             for name, one in record.topics.items():
                 try:
-                    await self._carrying.final(name, record.target, one.final, seen)
+                    await self._carrying.final(name, record.target, which(one.final), seen)
                 except (ClientError, Undecided) as error:
                     log.debug("asked too early", operation=self._id, error=str(error))
             self._ring()
@@ -237,7 +238,9 @@ class Running:
         elif record.step == "hold":
             self._carry(known, (AskSettings(record.source, tuple(sorted(record.topics))),), nursery)
         elif record.step == "finish":
-            nursery.start_soon(final)
+            nursery.start_soon(final, gates.before_release)
+        elif record.step == "redirect":
+            nursery.start_soon(final, gates.after_release)
         elif record.step == "switch":
             self._carry(known, (WriteSwitch((record.target, record.source)),), nursery)
 

@@ -127,8 +127,10 @@ class EndTransactions:
 
 @dataclass(frozen=True, slots=True)
 class SetFinal:
-    """Give the target's topic the configuration it shall serve with. Only for who is a recorded reopener, since these
-    are the settings that closing changes. Late: as Reopen, in a later move away from the target."""
+    """Give the target's topic settings it shall serve with. Before the release only for who is a recorded reopener,
+    since those that closing changes are among them: late, as Reopen, in a later move away from the target. What is
+    set after the release (`gates.LATER`) closing does not touch: late, a mirror that finds them on its target mends
+    them."""
 
     topic: str
     cluster: str

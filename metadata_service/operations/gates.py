@@ -14,6 +14,9 @@ from metadata_service.operations.records import MigrationRecord, parts
 # Together they make every leader refuse every data batch, and let transaction markers pass.
 CLOSED: Mapping[str, str] = {"max.message.bytes": "78", "compression.type": "gzip"}
 SETTLED_LOOKS = 2
+# Of a target's final settings those that need not be there before clients write to it: until then it takes records
+# that they would refuse, and nothing else is different. Setting them takes longer than most of what clients wait for.
+LATER = frozenset({"message.timestamp.before.max.ms", "message.timestamp.after.max.ms"})
 
 
 def unfresh(record: MigrationRecord, facts: Facts) -> list[str]:
@@ -82,6 +85,16 @@ def hands(record: MigrationRecord, facts: Facts) -> list[str]:
     """Processes other than this one that may have an opening, or a deletion, of one of these topics on its way."""
     named = {*record.reopeners, *record.retirers, *facts.others}
     return sorted((named & facts.registered) - {facts.me} - set(record.forced))
+
+
+def before_release(final: Mapping[str, str]) -> dict[str, str]:
+    """What of the final settings the target has before it takes clients' records."""
+    return {name: value for name, value in final.items() if name not in LATER}
+
+
+def after_release(final: Mapping[str, str]) -> dict[str, str]:
+    """The rest of them."""
+    return {name: value for name, value in final.items() if name in LATER}
 
 
 def looks_closed(settings: Mapping[str, str | None]) -> bool:

@@ -214,6 +214,8 @@ def _caught_up(record: MigrationRecord, facts: Facts, now: float) -> Decision:
         return Decision(commands=commands, waits=f"another attempt in {pause - (now - facts.entered):.0f} s")
     if _lagging(record, facts):
         return Decision(commands=commands, waits="the mirror is behind")
+    if now - facts.entered < record.options.settled:
+        return Decision(commands=commands, waits="the copies settle")
     if missing := gates.unfresh(record, facts):
         return Decision(commands=commands, waits=f"without a lease: {_names(missing)}")
     if missing := gates.hands(record, facts):
@@ -300,7 +302,7 @@ def _finish(record: MigrationRecord, facts: Facts, now: float) -> Decision:
         if copy is None or not copy.finished or dict(copy.positions) != record.ends[name]:
             commands.append(FinishMirror(name, record.source, record.target, record.id, record.ends[name]))
         elif name not in facts.final_set:
-            commands.append(SetFinal(name, record.target, record.topics[name].final))
+            commands.append(SetFinal(name, record.target, gates.before_release(record.topics[name].final)))
     everything = tuple(parts(record))
     if not commands and all(one in facts.target_ends and one in facts.ends for one in everything):
         for name, index in everything:
@@ -386,6 +388,10 @@ def _announce(record: MigrationRecord, facts: Facts, now: float) -> Decision:
 def _redirect(record: MigrationRecord, facts: Facts, now: float) -> Decision:
     if record.taken_over:
         return _end(record, facts, "done", reason=f"the old copy is used by {record.taken_over}", hold="over")
+    left = {name: gates.after_release(one.final) for name, one in sorted(record.topics.items())}
+    if unset := [name for name, settings in left.items() if settings and name not in facts.final_set]:
+        settings = tuple(SetFinal(name, record.target, left[name]) for name in unset)
+        return Decision(commands=settings, waits="the target's last settings")
     if record.wanted == "pause":
         return _waiting("paused")
     if missing := gates.unacknowledged(record, facts, record.switched_at):

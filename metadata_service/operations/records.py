@@ -60,6 +60,7 @@ class Options(_Record, frozen=True):
     budget: float = 3.0  # how long writes may be held before anybody lifts the hold
     drain_wait: float = 60.0  # how long open transactions may take to end
     abort_transactions: bool = False  # after that: end them (error 120 for their producers) instead of giving up
+    settled: float = 1.0  # how long copies have caught up before a hold: those just begun are busy with themselves
     max_lag: int = 1000  # a hold starts once each topic is that close, in records
     attempts: int = 5  # holds before the migration fails
     retry_pause: float = 5.0  # before the second hold; doubles with each

@@ -10,7 +10,7 @@ import pytest
 
 from metadata_service.models import PlacementEpoch, TopicRecord
 from metadata_service.operations import migration
-from metadata_service.operations.commands import AskTransactions, Decision, EndTransactions, Reopen
+from metadata_service.operations.commands import AskTransactions, Decision, EndTransactions, Reopen, SetFinal
 from metadata_service.operations.facts import Copy, Ends, Facts, Known, Worker
 from metadata_service.operations.migration import advance
 from metadata_service.operations.records import HoldReport, MigrationRecord, Moving, Options, face
@@ -89,17 +89,31 @@ def test_transactions_are_drained() -> None:
 def test_dead_workers_need_a_statement() -> None:
     resting = record(step="caught_up", attempt=0)
     dead = (worker(), worker("b", fresh=False, acknowledged=0))
-    assert "without a lease: b" in advance(resting, facts(workers=dead), 100.1).waits
+    assert "without a lease: b" in advance(resting, facts(workers=dead), 101.1).waits
     forced = msgspec.structs.replace(resting, forced=("b",))
-    assert step(forced, facts(workers=dead)) == ("drain", "draining", "")
+    assert step(forced, facts(workers=dead), 101.1) == ("drain", "draining", "")
     named = msgspec.structs.replace(resting, reopeners=("b",))
     seen = facts(registered=frozenset({"me", "a", "b"}))
-    assert "nothing on its way: b" in advance(named, seen, 100.1).waits
-    assert step(named, facts()) == ("drain", "draining", "")  # its registration was removed
-    assert "nothing on its way: b" in advance(resting, but(seen, others=frozenset({"b"})), 100.1).waits
+    assert "nothing on its way: b" in advance(named, seen, 101.1).waits
+    assert step(named, facts(), 101.1) == ("drain", "draining", "")  # its registration was removed
+    assert "nothing on its way: b" in advance(resting, but(seen, others=frozenset({"b"})), 101.1).waits
     leaving = record(step="redirect", hold="announced", switched_at=9)
     assert "left east: b" in advance(leaving, facts(workers=dead), 200.0).waits
     assert step(msgspec.structs.replace(leaving, forced=("b",)), facts(workers=dead), 200.0)[0] == "retire"
+
+
+def test_settings_that_need_not_be_there_at_once() -> None:
+    """What clients wait for is the target's settings that change what they write, not those that would refuse more."""
+    final = {"message.timestamp.type": "CreateTime", "message.timestamp.after.max.ms": "3600000"}
+    moving = {"orders": msgspec.structs.replace(record().topics["orders"], final=final)}
+    finishing = record(step="finish", hold="held", topics=moving, ends={"orders": {0: 5}}, reopeners=("me",))
+    copied = facts(copies={"orders": Copy(True, True, 0, {0: 5}, finished=True)}, final_set=frozenset())
+    found = [one for one in advance(finishing, copied, 100.1).commands if isinstance(one, SetFinal)]
+    assert found == [SetFinal("orders", "west", {"message.timestamp.type": "CreateTime"})]
+    leaving = record(step="redirect", hold="announced", topics=moving, switched_at=1)
+    found = [one for one in advance(leaving, copied, 200.0).commands if isinstance(one, SetFinal)]
+    assert found == [SetFinal("orders", "west", {"message.timestamp.after.max.ms": "3600000"})]
+    assert step(leaving, but(copied, final_set=frozenset({"orders"})), 200.0)[0] == "retire"
 
 
 def but(seen: Facts, **more: Any) -> Facts:
