@@ -23,7 +23,7 @@ from kafka_wire.codec import Message
 from kafka_wire.errors import ERROR
 from metadata_service.models import OWN_TRANSACTIONS
 from metadata_service.view import View
-from proxy.apis.contract import Call, Handler
+from proxy.apis.contract import Call, ClusterAway, Handler
 from proxy.apis.group_state import in_order, prepared
 from proxy.apis.homes import group_home, require_group, require_transaction, split_by_home, transaction_home
 from proxy.apis.mapping import forward
@@ -32,7 +32,7 @@ from proxy.apis.permissions import GROUP, READ, permitted
 from proxy.apis.refusals import refusal
 
 INIT, ADD_PARTITIONS, ADD_OFFSETS, END = 22, 24, 25, 26
-COMMIT_OFFSETS, DESCRIBE, LIST = 28, 65, 66
+COMMIT_OFFSETS, DESCRIBE, LIST, FIND_COORDINATOR = 28, 65, 66, 10
 ABORTABLE_FROM = {ADD_PARTITIONS: 3, ADD_OFFSETS: 4}  # versions whose clients know TRANSACTION_ABORTABLE (KIP-890)
 CLIENT_VERSIONS = 3  # of AddPartitionsToTxn
 CLUSTER_BIT = 40  # producer id + ((cluster index + 1) << 40)
@@ -40,6 +40,11 @@ PLACEMENT_BIT = 52  # + (placement epoch << 52), added on the way to a cluster t
 NEW_TIMEOUT = 60_000  # ms; clients' default for transactions, the producer's own is not told here
 LIMIT = 20_000  # refused transactions remembered
 
+NOBODY: Message = {"producer_id": -1, "producer_epoch": -1}
+
+# What a coordinator answers to a producer of an id that it knows otherwise.
+_STRANGERS = frozenset((ERROR.PRODUCER_FENCED, ERROR.INVALID_PRODUCER_EPOCH, ERROR.INVALID_PRODUCER_ID_MAPPING))
+_NOT_NOW = frozenset((ERROR.NOT_COORDINATOR, ERROR.COORDINATOR_NOT_AVAILABLE, ERROR.COORDINATOR_LOAD_IN_PROGRESS))
 _refused: OrderedDict[str, None] = OrderedDict()
 
 
@@ -82,7 +87,14 @@ async def init_producer_id(call: Call, version: int, request: Message) -> Messag
         return response
     await require_transaction(call, transactional_id)
     note_written(transactional_id)
-    return await forward(call, call.view, INIT, request)
+    response = await forward(call, call.view, INIT, request)
+    if response["error_code"] in _STRANGERS and request.get("producer_id", -1) >= 0:
+        try:
+            if await _newest_before(call, transactional_id, request["producer_id"], request["producer_epoch"]):
+                return await forward(call, call.view, INIT, {**request, **NOBODY})
+        except ClusterAway:
+            response["error_code"] = int(ERROR.COORDINATOR_NOT_AVAILABLE)  # clients ask again
+    return response
 
 
 def _results(topics: list[Message], codes: dict[str, int]) -> list[Message]:
@@ -215,6 +227,26 @@ def has_moved(view: View, transactional_id: str) -> bool:
     )
 
 
+async def _newest_before(call: Call, transactional_id: str, producer_id: int, epoch: int) -> bool:
+    """Whether a producer was the newest of its id where that was at home last: its coordinator now has known the id
+    before, and takes the producer for one that was fenced. Raises ClusterAway, Refused."""
+    view = call.view
+    if not has_moved(view, transactional_id):
+        return False
+    moves = [one for one in view.migrations.values() if transactional_id in one.options.transactional_ids]
+    came = max(moves, key=lambda one: (one.target == call.cluster, one.id)).source
+    lookup: Message = {"key": transactional_id, "key_type": 1, "coordinator_keys": [transactional_id]}
+    answer = await call.ask(came, FIND_COORDINATOR, lookup)
+    found = answer["coordinators"][0] if answer.get("coordinators") else answer
+    if found["error_code"]:
+        raise ClusterAway(came, f"the coordinator of {transactional_id!r}: {found['error_code']}")
+    told = await call.ask(came, DESCRIBE, {"transactional_ids": [transactional_id]}, broker=found["node_id"])
+    (state,) = told["transaction_states"]
+    if state["error_code"] in _NOT_NOW:
+        raise ClusterAway(came, f"the coordinator of {transactional_id!r}: {state['error_code']}")
+    return not state["error_code"] and (state["producer_id"], state["producer_epoch"]) == (producer_id, epoch)
+
+
 def _of_moved(view: View, transactional_id: str, code: int) -> int:
     """A coordinator that does not know the producer: 49 is fatal for newer Java clients. Upon 59 all of them abort, and
     get a new producer id from the coordinator they have now."""
@@ -225,7 +257,8 @@ def _of_moved(view: View, transactional_id: str, code: int) -> int:
 async def _nothing_to_abort(call: Call, version: int, request: Message, response: Message) -> None:
     """The id's home has moved, and this coordinator has never seen its producer: there is nothing to abort, and what
     was open where it came from ends by its timeout. From version 5 on (KIP-890) the answer gives the producer its
-    next epoch; here that is what a new coordinator gives it, which refuses a producer that is not the newest."""
+    next epoch; here that is what a new coordinator gives it. One that has known the id before compares with what it
+    knew then; who is the newest, the coordinator that the id has come from knows. Raises ClusterAway, Refused."""
     if version >= 5:
         asked = {
             "transactional_id": request["transactional_id"],
@@ -234,6 +267,10 @@ async def _nothing_to_abort(call: Call, version: int, request: Message, response
             "producer_epoch": request["producer_epoch"],
         }
         given = await call.ask(call.cluster, INIT, asked, broker=call.broker)
+        if given["error_code"] in _STRANGERS and await _newest_before(
+            call, request["transactional_id"], request["producer_id"], request["producer_epoch"]
+        ):
+            given = await call.ask(call.cluster, INIT, asked | NOBODY, broker=call.broker)
         if given["error_code"]:
             response["error_code"] = given["error_code"]
             return
