@@ -399,6 +399,7 @@ class Worker:
             lifter,
             clients=self.member.clients.get,
             renew_rules=pool.acls.renew,
+            refresh=self.member.federation.refresh,
         )
         nursery.start_soon(lifter.run)
         nursery.start_soon(self.around.moving.run)

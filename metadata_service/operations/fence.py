@@ -249,6 +249,14 @@ class Fence:
         known = self._known.get(operation)
         return known is not None and known.ready
 
+    def on_their_way(self, record: MigrationRecord) -> set[int]:
+        """The writes to the source that have been sent, and have no answer yet."""
+        return {
+            number
+            for number, each in self._flying.items()
+            if each.write.topic in record.topics and each.cluster == record.source
+        }
+
     def flying(self, write: int) -> bool:
         """Whether it was forwarded, and has no answer yet."""
         return write in self._flying

@@ -38,6 +38,11 @@ def undrained(record: MigrationRecord, facts: Facts) -> list[str]:
     ]
 
 
+def unpassed(record: MigrationRecord, facts: Facts) -> list[str]:
+    """Fresh workers with writes on their way to the source that they passed on before: they may begin transactions."""
+    return [one.name for one in facts.workers if one.fresh and one.report is not None and not one.report.passed]
+
+
 def unclosed(record: MigrationRecord, facts: Facts) -> list[Part]:
     """Partitions whose leader has not been seen to refuse records."""
     return [one for one in parts(record) if facts.probes.get(one) != "closed"]

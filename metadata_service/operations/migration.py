@@ -54,6 +54,7 @@ from metadata_service.operations.switching import Impossible, switch
 from offset_sync.timeline import Exhausted
 
 QUIET = 30.0  # seconds without a forwarded write, after which producers count as redirected
+PASSED_WITHIN = 5.0  # seconds for writes on their way to be answered, before it is asked for open transactions
 SOURCE_TOLD = 1.0  # seconds for the old cluster to take the note of the switch
 
 Ending = Literal["", "aborted", "failed"]
@@ -241,6 +242,8 @@ def _caught_up(record: MigrationRecord, facts: Facts, now: float) -> Decision:
 def _drain(record: MigrationRecord, facts: Facts, now: float) -> Decision:
     if missing := gates.unheld(record, facts):
         return _waiting(f"not holding yet: {_names(missing)}")
+    if now - facts.entered < PASSED_WITHIN and (missing := gates.unpassed(record, facts)):
+        return _waiting(f"writes that may begin transactions are on their way: {_names(missing)}")
     ask = AskTransactions(record.source, tuple(sorted(record.topics)))
     if facts.transactions is None:
         return Decision(commands=(ask,), waits="which transactions are open")

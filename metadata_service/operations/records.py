@@ -45,6 +45,7 @@ BEFORE_SWITCH: frozenset[Step] = frozenset(
     {"plan", "ship", "caught_up", "drain", "hold", "close", "settle", "finish", "lift"}
 )
 LIFTABLE: frozenset[Hold] = frozenset({"draining", "held"})
+SWITCHED: frozenset[Hold] = frozenset({"switched", "released", "announced", "over"})
 
 Offsets = dict[str, dict[int, int]]
 """By topic and partition."""
@@ -120,7 +121,8 @@ class MigrationRecord(_Record, frozen=True):
 
 class HoldReport(_Record, frozen=True):
     """What a worker says about one migration. `revision` is that of the migration's record by which it acts; nothing
-    it does is judged by an older one any longer. `drained`: none of its writes is on its way to the source.
+    it does is judged by an older one any longer. `drained`: none of its writes is on its way to the source. `passed`:
+    none of those that were on their way when it began to hold, or to drain, is.
 
     `ready`: it has the target's tables and producer guard, up to the settled end. `unanswered`: held writes, and
     forwarded ones, whose clients have no answer yet.
@@ -129,6 +131,7 @@ class HoldReport(_Record, frozen=True):
     attempt: int
     revision: int
     drained: bool = False
+    passed: bool = True
     ready: bool = False
     unanswered: int = 0
     forwarded: int = 0  # writes forwarded since the report before

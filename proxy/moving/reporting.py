@@ -25,8 +25,8 @@ COUNTED = 1.0  # seconds between two reports that differ in nothing but how much
 
 @dataclass(slots=True)
 class Known:
-    """What is kept of one migration besides the fence's own. `waits`: requests and connections whose answers show that
-    nothing passed on before the hold is on its way to the source any longer."""
+    """What is kept of one migration besides the fence's own. `waits`: requests, connections, and numbers of the fence's
+    own writes, whose answers show that nothing passed on before the hold is on its way to the source any longer."""
 
     attempt: int = -1
     waits: set[object] = field(default_factory=set)
@@ -122,8 +122,10 @@ class Reporting:
         unanswered = made.unanswered
         if before is not None and before.revision == made.revision and not before.unanswered:
             unanswered = 0  # there was a moment; what is forwarded later is another matter
+        known.waits -= {one for one in known.waits if isinstance(one, int) and not self._fence.flying(one)}
+        passed = not known.waits
         report = msgspec.structs.replace(
-            made, drained=made.drained and not known.waits, unanswered=unanswered, forwarded=known.counted
+            made, drained=made.drained and passed, passed=passed, unanswered=unanswered, forwarded=known.counted
         )
         if before is not None:
             same = msgspec.structs.replace(report, forwarded=before.forwarded, unanswered=before.unanswered) == before

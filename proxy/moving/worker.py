@@ -30,7 +30,7 @@ from metadata_service.operations.fence import (
     Write,
     fetch_error,
 )
-from metadata_service.operations.records import ENDED, MigrationRecord
+from metadata_service.operations.records import ENDED, MigrationRecord, parts
 from metadata_service.registration import Registration
 from metadata_service.store.clock import boottime
 from metadata_service.store.contract import Store
@@ -49,6 +49,8 @@ from runtime.metrics import Metrics
 log = logging.get(__name__)
 
 RULES_WITHIN = 1.0  # seconds for the target's ACLs to be read anew; a hold does not wait longer for them
+LEADERS_WITHIN = 2.0  # ... and so for the leaders of the target's topics
+LOOK = 0.2  # seconds at most between two looks at them
 TICK = 0.1  # seconds, while anything is held or a hold is recorded
 COUNTED = 1.0  # seconds between two reports that differ in nothing but how much was forwarded
 JUDGED = frozenset((0, 2, 21, 23, 24, 28))  # APIs that are judged by where topics are: a hold waits for those at work
@@ -78,6 +80,7 @@ class WorkerFence:
         *,
         clients: Callable[[str], ClusterClient | None] = lambda cluster: None,
         renew_rules: Callable[[str], Awaitable[None]] | None = None,
+        refresh: Callable[[str], None] = lambda cluster: None,
         limits: Limits | None = None,
         clock: Callable[[], float] = boottime,
     ) -> None:
@@ -91,6 +94,7 @@ class WorkerFence:
         self._lifting = lifting
         self._clients = clients
         self._renew_rules = renew_rules
+        self._refresh = refresh
         self._open = OpenTransactions()
         self._clock = clock
         self._parts: dict[int, Part] = {}
@@ -148,6 +152,7 @@ class WorkerFence:
 
     def _watch(self, known: Known, record: MigrationRecord) -> None:
         """What was passed on to the source before this hold counts as on its way until it is answered."""
+        known.waits |= self.fence.on_their_way(record)
         for session in self._sessions():
             if session.cluster != record.source:
                 continue
@@ -193,6 +198,7 @@ class WorkerFence:
         with scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._know_rules, record.target)
+                nursery.start_soon(self._know_leaders, record)
                 await self._guards.ready(record)
             self._carry(self.fence.loaded(record.id, self._clock()))
             self.poke()
@@ -202,6 +208,16 @@ class WorkerFence:
         if self._renew_rules is not None:
             with trio.move_on_after(RULES_WITHIN):
                 await self._renew_rules(cluster)
+
+    async def _know_leaders(self, record: MigrationRecord) -> None:
+        """The target may have got its topics a moment ago; what is held is sent to their leaders."""
+        with trio.move_on_after(LEADERS_WITHIN):
+            while True:
+                view = self._following.view
+                if all(self._leader(view, record.target, *one) is not None for one in parts(record)):
+                    return
+                self._refresh(record.target)
+                await self._following.changed_or(view, LOOK)
 
     def _forget(self, identifier: str) -> None:
         known = self._known.pop(identifier)
@@ -352,9 +368,13 @@ class WorkerFence:
 
     def leader(self, cluster: str, write: Write) -> int | None:
         """The leader of a write's partition on a cluster, None where it is not known."""
-        known = self._following.view.clusters.get(cluster)
-        topic = known.snapshot.topics.get(write.topic) if known is not None else None
-        found = [one.leader for one in topic.partitions if one.index == write.partition] if topic is not None else []
+        return self._leader(self._following.view, cluster, write.topic, write.partition)
+
+    @staticmethod
+    def _leader(view: View, cluster: str, name: str, partition: int) -> int | None:
+        known = view.clusters.get(cluster)
+        topic = known.snapshot.topics.get(name) if known is not None else None
+        found = [one.leader for one in topic.partitions if one.index == partition] if topic is not None else []
         return found[0] if found and found[0] >= 0 else None
 
     def served(self, topic: str, cluster: str) -> ServedTopic | None:
@@ -541,8 +561,8 @@ class WorkerFence:
                 self._cut(action)
             elif self._lifting is not None and self._nursery is not None:
                 self._lift(action)
-        for (writes, cluster), parts in forward.items():
-            writes.send(cluster, sorted(parts, key=lambda part: part.write.id))
+        for (writes, cluster), some in forward.items():
+            writes.send(cluster, sorted(some, key=lambda part: part.write.id))
 
     def _abort(self, part: Part) -> None:
         """A first write of a transaction, held until its topic had moved: its producer's home has moved as well."""
