@@ -42,17 +42,22 @@ WRONG = _wrong()
 
 
 async def settings(
-    client: ClusterClient, topics: Sequence[str], names: Iterable[str] | None = CLOSED, *, broker: int | None = None
+    client: ClusterClient,
+    topics: Sequence[str],
+    names: Iterable[str] | None = CLOSED,
+    *,
+    broker: int | None = None,
+    own: bool = True,
 ) -> dict[str, dict[str, str | None]]:
-    """What is set on each topic itself, and what is in force where nothing is: a key without a value of its own is
-    left out, so giving it back means deleting it. Topics that are not there are left out. Raises ClientError."""
+    """What is set on each topic itself: a key without a value of its `own` is left out, so giving it back means
+    deleting it. Not `own`: what is in force. Topics that are not there are left out. Raises ClientError."""
     keys = None if names is None else sorted(names)
     asked = [{"resource_type": TOPIC, "resource_name": one, "configuration_keys": keys} for one in topics]
     message = {"resources": asked, "include_synonyms": False, "include_documentation": False}
     answer = await client.call(DESCRIBE_CONFIGS, message, broker=broker, timeout=TIMEOUT, retry=broker is None)
     return {
         one["resource_name"]: {
-            each["name"]: each["value"] for each in one["configs"] or () if each["config_source"] == 1
+            each["name"]: each["value"] for each in one["configs"] or () if not own or each["config_source"] == 1
         }
         for one in answer["results"]
         if not one["error_code"]

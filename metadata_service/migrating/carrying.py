@@ -230,10 +230,16 @@ class Carrying:
     async def _leave_copy(self, record: MigrationRecord, one: asked.CloseCopy, seen: Seen) -> None:
         """End the mirror, and close the copy once nobody writes there."""
         remove = asked.RemoveMirror(one.topic, record.source, one.cluster, record.id)
-        topic = self._ledger.topic(one.topic)
-        gone = await mirrors.remove(self._member.store, self._guarded(), remove, None if topic is None else topic.value)
+        known = self._ledger.topic(one.topic)
+        topic = None if known is None else known.value
+        if topic is not None and topic.timeline[-1].topic_id != record.topics[one.topic].source_id:
+            topic = None  # a new one of that name
+        gone = await mirrors.remove(self._member.store, self._guarded(), remove, topic)
         target = any(each.target == one.cluster for each in self._member.view.mirrors_of(one.topic))
         if not gone or target:
+            return
+        if topic is None:  # whatever there is of that name is a topic of its own
+            seen.closed_copies.add(one.topic)
             return
         client = self._client(one.cluster)
         found = (await asking.settings(client, [one.topic])).get(one.topic)
@@ -243,6 +249,9 @@ class Carrying:
 
     async def _set_final(self, one: asked.SetFinal, seen: Seen) -> None:
         if not await self.final(one.topic, one.cluster, one.settings, seen):
+            log.debug(
+                "a target gets its final settings", topic=one.topic, cluster=one.cluster, names=sorted(one.settings)
+            )
             await changing.alter(self._hands, self._client(one.cluster), {one.topic: one.settings})
             seen.final_set.add(one.topic)
 
@@ -250,8 +259,9 @@ class Carrying:
         """Whether the target's topic has its final configuration already. Raises ClientError."""
         found: Mapping[str, str | None] | None = {}
         if wanted:
-            found = (await asking.settings(self._client(cluster), [topic], wanted)).get(topic)
+            found = (await asking.settings(self._client(cluster), [topic], wanted, own=False)).get(topic)
         if found is None or any(found.get(key) != value for key, value in wanted.items()):
+            log.info("XX", f={k: (found or {}).get(k) for k in wanted}, w=dict(wanted))
             return False
         seen.final_set.add(topic)
         return True
