@@ -28,7 +28,7 @@ from metadata_service.asking import (
 )
 from metadata_service.clients import Clients
 from metadata_service.discovery import Discovery
-from metadata_service.failures import StubRefused, Undecided
+from metadata_service.failures import StubRefused, Undecided, ViewBehind
 from metadata_service.following import Following
 from metadata_service.models import (
     GROUP_HOMES,
@@ -40,7 +40,7 @@ from metadata_service.models import (
     is_internal,
     mirror_key,
 )
-from metadata_service.operations.records import BEFORE_SWITCH, MigrationRecord, migration_key
+from metadata_service.operations.records import BEFORE_SWITCH, ENDED, MigrationRecord, migration_key
 from metadata_service.placement import place_topic
 from metadata_service.records import encode, settle
 from metadata_service.store.contract import Put, Store, StoreError
@@ -53,6 +53,7 @@ RECENT = 1.0  # seconds an unknown name, or a home that is not recorded, is answ
 RECENT_MAX = 10_000
 LOOK_MAX = 2_000  # names of one round; the others are asked for again by their clients
 STUBS_AT_ONCE = 8
+MOVES_END = 5.0  # seconds the deletion of a topic waits for moves of it to end
 
 Listed = TypeVar("Listed")
 Known = TypeVar("Known")
@@ -195,16 +196,26 @@ class WorkerFederation:
 
     async def topics_deleted(self, names: Iterable[str]) -> None:
         """Forget topics just deleted on their cluster, and delete their stubs: commits on a deleted topic are void,
-        and Kafka purges them with it. Copies that a rule has made of them go as well."""
+        and Kafka purges them with it. Copies that a rule or a move has made of them go as well, former ones too. Moves
+        of them end, which is waited for a while: a topic of that name that is created next is not theirs."""
         gone = set(names)
         await self._remove_standbys(gone)
         await self._topics.deleted(gone)
         await self._remove_standbys(gone)  # such as were made meanwhile
 
+        def over(view: View) -> bool:
+            return not any(one.step not in ENDED and gone & set(one.topics) for one in view.migrations.values())
+
+        try:
+            await self._following.wait_for(over, MOVES_END)
+        except ViewBehind:
+            pass  # the controller is away: it ends them when it is back
+
     async def _remove_standbys(self, topics: Iterable[str]) -> None:
         for name in topics:
             for mirror in self._following.view.mirrors_of(name):
-                if mirror.rule and not (mirror.state == "removing" and mirror.delete_copy):
+                made = mirror.rule or (mirror.operation is not None and not mirror.lent)
+                if made and not (mirror.state == "removing" and mirror.delete_copy):
                     key = mirror_key(mirror.target, name, mirror.source)
                     await settle(self._store, key, MirrorRecord, _removed)
 

@@ -304,11 +304,13 @@ class Topics:
             backoff = Backoff(0.005, 0.2)
             while True:
                 stored = await self._store.get(key)
-                if stored is None or decode(TopicRecord, stored.value).id != record.id:
+                now = None if stored is None else decode(TopicRecord, stored.value)
+                if stored is None or now is None or now.id != record.id:
                     break  # forgotten by another, or there is a new topic of this name already
+                left, seen = await self._left_behind(now)
                 done = await self._store.commit(
-                    (*self._guards, Unchanged(key, stored.mod_revision)),
-                    (Delete(key), *(Put(TOMBSTONES + one.topic_id, b"{}", lease.id) for one in record.timeline)),
+                    (*self._guards, Unchanged(key, stored.mod_revision), *seen),
+                    (Delete(key), *left, *(Put(TOMBSTONES + one.topic_id, b"{}", lease.id) for one in now.timeline)),
                 )
                 if done.succeeded:
                     revision = done.revision
@@ -316,6 +318,21 @@ class Topics:
                 await self._guarded()
                 await backoff.pause()
         return revision
+
+    async def _left_behind(self, record: TopicRecord) -> tuple[list[Operation], list[Condition]]:
+        """Where the topic was served before: what is there is its copy, and is nobody else's once it is gone."""
+        operations: list[Operation] = []
+        conditions: list[Condition] = []
+        for cluster in sorted({one.cluster for one in record.timeline} - {record.cluster}):
+            key = stub_key(cluster, record.name)
+            found = await self._store.get(key)
+            stub = None if found is None else decode(StubRecord, found.value)
+            ours = {one.topic_id for one in record.timeline if one.cluster == cluster}
+            if found is None or stub is None or not stub.borrowed or stub.topic_id not in ours:
+                continue
+            operations.append(Put(key, encode(msgspec.structs.replace(stub, borrowed=False))))
+            conditions.append(Unchanged(key, found.mod_revision))
+        return operations, conditions
 
     async def _guarded(self) -> None:
         """Raises Contended where one of our guards does not hold any longer."""

@@ -49,7 +49,16 @@ from metadata_service.operations.commands import (
     WriteSwitch,
 )
 from metadata_service.operations.facts import Facts, Known
-from metadata_service.operations.records import BEFORE_SWITCH, ENDED, LIFTABLE, MigrationRecord, Offsets, Step, parts
+from metadata_service.operations.records import (
+    BEFORE_SWITCH,
+    ENDED,
+    LIFTABLE,
+    SWITCHED,
+    MigrationRecord,
+    Offsets,
+    Step,
+    parts,
+)
 from metadata_service.operations.switching import Impossible, switch
 from offset_sync.timeline import Exhausted
 
@@ -78,6 +87,9 @@ def advance(record: MigrationRecord, facts: Facts, now: float) -> Decision:
         reason = _give_up(record, facts, now)
         if reason is not None:
             return lift(record, facts.me, *reason)
+    elif record.step == "plan":
+        if (ending := _ending(record, facts)) is not None and ending[1] == "failed":
+            return _step(record, "failed", reason=ending[0])
     elif record.step in ("ship", "caught_up"):
         if strays := gates.strays(facts.settings, record):
             if any(name not in record.saved for name in strays):
@@ -86,6 +98,8 @@ def advance(record: MigrationRecord, facts: Facts, now: float) -> Decision:
             return Decision(Commit("lift", lifted))
         if (ending := _ending(record, facts)) is not None:
             return _step(record, "lift", reason=ending[0], ending=ending[1])
+    elif record.hold in SWITCHED and _deleted(record, facts) >= set(record.topics):
+        return _end(record, facts, "done", reason="deleted since", hold="over")
     return STEPS[record.step].work(record, facts, now)
 
 
@@ -190,7 +204,7 @@ def _ship(record: MigrationRecord, facts: Facts, now: float) -> Decision:
             made.append(OpenCopy(name, record.target))
         made.append(CreateMirror(name, record.source, record.target, record.id, one.rebuild))
     made.append(AskSettings(record.source, tuple(sorted(record.topics))))
-    return Decision(commands=tuple(made), waits="copying")
+    return Decision(commands=tuple(made), waits=f"copying{_denied(record, facts)}")
 
 
 def _caught_up(record: MigrationRecord, facts: Facts, now: float) -> Decision:
@@ -214,7 +228,7 @@ def _caught_up(record: MigrationRecord, facts: Facts, now: float) -> Decision:
     if now - facts.entered < pause:
         return Decision(commands=commands, waits=f"another attempt in {pause - (now - facts.entered):.0f} s")
     if _lagging(record, facts):
-        return Decision(commands=commands, waits="the mirror is behind")
+        return Decision(commands=commands, waits=f"the mirror is behind{_denied(record, facts)}")
     if now - facts.entered < record.options.settled:
         return Decision(commands=commands, waits="the copies settle")
     if missing := gates.unfresh(record, facts):
@@ -391,7 +405,8 @@ def _announce(record: MigrationRecord, facts: Facts, now: float) -> Decision:
 def _redirect(record: MigrationRecord, facts: Facts, now: float) -> Decision:
     if record.taken_over:
         return _end(record, facts, "done", reason=f"the old copy is used by {record.taken_over}", hold="over")
-    left = {name: gates.after_release(one.final) for name, one in sorted(record.topics.items())}
+    there = {name: one for name, one in sorted(record.topics.items()) if name not in _deleted(record, facts)}
+    left = {name: gates.after_release(one.final) for name, one in there.items()}
     if unset := [name for name, settings in left.items() if settings and name not in facts.final_set]:
         settings = tuple(SetFinal(name, record.target, left[name]) for name in unset)
         return Decision(commands=settings, waits="the target's last settings")
@@ -409,12 +424,22 @@ def _retire(record: MigrationRecord, facts: Facts, now: float) -> Decision:
         return _step(record, "retire", retirers=_with(record.retirers, facts.me))
     if missing := gates.unacknowledged(record, facts, facts.revision):
         return _waiting(f"may still read from {record.source}: {_names(missing)}")
-    if facts.emptied >= set(record.topics) and not facts.pending:
+    left = sorted(set(record.topics) - facts.emptied - _deleted(record, facts))
+    if not left and not facts.pending:
         return _end(record, facts, "done", emptied=True, retirers=_without(record.retirers, facts.me))
-    left = sorted(set(record.topics) - facts.emptied)
     return Decision(
         commands=tuple(Empty(name, record.source, record.ends[name]) for name in left), waits="the old copy is emptied"
     )
+
+
+def _deleted(record: MigrationRecord, facts: Facts) -> set[str]:
+    """Topics that are gone since the switch, also where there is a new one of the name: that is not to be touched."""
+    out = set()
+    for name, one in record.topics.items():
+        known = facts.topics.get(name)
+        if known is None or one.source_id not in {each.topic_id for each in known.value.timeline}:
+            out.add(name)
+    return out
 
 
 # -- giving up --------------------------------------------------------------------------------------------------------
@@ -505,6 +530,12 @@ def _copying(record: MigrationRecord, facts: Facts, name: str) -> bool:
 def _lagging(record: MigrationRecord, facts: Facts) -> bool:
     lags = [facts.copies[name].lag if _copying(record, facts, name) else -1 for name in record.topics]
     return any(not 0 <= one <= record.options.max_lag for one in lags)
+
+
+def _denied(record: MigrationRecord, facts: Facts) -> str:
+    """The right that a mirror waits for, if any."""
+    found = sorted({one.denied for name, one in facts.copies.items() if name in record.topics and one.denied})
+    return f"; {found[0]}" if found else ""
 
 
 def _waiting(what: str) -> Decision:
