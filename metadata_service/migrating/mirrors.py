@@ -37,6 +37,7 @@ STOPPED = frozenset(
     {"truncated", "recreated", "missing", "occupied", "incomplete", "target_lost", "corrupt", "refused"}
 )
 """Conditions in which a partition stays until somebody decides (`replicator.states`)."""
+DENIED = "denied"  # ... and in which it waits for a right
 
 
 def copy_of(
@@ -63,6 +64,7 @@ def copy_of(
     stopped = [
         f"partition {n}: {one.condition} {one.detail}".rstrip() for n, one in parts.items() if one.condition in STOPPED
     ]
+    denied = sorted({one.detail for one in parts.values() if one.condition == DENIED})
     told = list(finished)
     ended = mine and has_finished(mirror, told)
     whole = len(parts) == partitions and all(one.condition in COPYING for one in parts.values())
@@ -74,6 +76,7 @@ def copy_of(
         lag=sum(max(one.end - one.position, 0) for one in parts.values()) if known else -1,
         positions=mirror.ends if ended else {index: one.position for index, one in parts.items()},
         finished=ended,
+        denied=denied[0] if denied else "",
         stopped="; ".join(sorted(set(stopped or problems))[:3]) if mirror.state != "removing" else "",
     )
 

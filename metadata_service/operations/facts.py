@@ -45,6 +45,7 @@ class Copy:
     """How far a topic's mirror into the target is. `positions` are physical offsets of the source, by partition.
 
     `finished`: it has written its last control record and does not write any more. `stopped`: why it never will go on.
+    `denied`: the right that it waits for.
     """
 
     exists: bool = False
@@ -53,6 +54,7 @@ class Copy:
     positions: Mapping[int, int] = field(default_factory=dict)
     finished: bool = False
     stopped: str = ""
+    denied: str = ""
 
 
 @dataclass(frozen=True, slots=True)
