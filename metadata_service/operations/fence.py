@@ -354,7 +354,7 @@ class Fence:
             rule = TABLE[record.hold][1]
         else:
             return Rule.REFUSE
-        if record.hold == "draining" and one.begins and one.cluster == record.source:
+        if record.hold == "draining" and one.begins:
             rule = Rule.HOLD
         if record.hold == "lifted" and not record.closing and rule is Rule.HOLD:
             rule = Rule.SOURCE  # nobody can have closed it

@@ -45,9 +45,10 @@ async def fenced_produce(session: Session, call: SessionCall, slot: Slot, reques
             note_refused(transactional_id)
             abort = ERROR.TRANSACTION_ABORTABLE if version >= ABORTABLE_FROM else ERROR.TOPIC_AUTHORIZATION_FAILED
             codes = dict.fromkeys(away, int(abort))
-        if home == call.cluster and version >= IMPLICIT_FROM:
-            names = {topic[field]: moving.name(topic[field]) for topic in mine}
-            waiting = await moving.begun(call.cluster, request, names.values())
+        if version >= IMPLICIT_FROM:
+            # Also of those that still come to the place before, and are forwarded.
+            names = {topic[field]: moving.name(topic[field]) for topic in mine if topic[field] not in away}
+            waiting = await moving.begun(home, request, names.values())
             begins = frozenset(key for key, name in names.items() if name in waiting)
     split = await split_produce(call, version, {**request, "topic_data": others}) if others else None
     await session.room()

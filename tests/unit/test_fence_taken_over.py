@@ -66,3 +66,11 @@ def test_after_the_end_of_both_nobody_is_forwarded() -> None:
     again.saw(9)
     again.learned(changed(THERE, step="retire", hold="over"), 2, 1.0)
     assert again.write(write(1, "east"), 1.0) == [Answer(write(1, "east"), 6)]
+
+
+def test_what_would_begin_a_transaction_is_held_while_draining_wherever_it_comes() -> None:
+    one = fence()
+    one.learned(changed(BACK, step="drain", hold="draining", attempt=1), 5, 1.0)
+    for number, cluster in ((1, "east"), (2, "west")):
+        first = Write(number, 3, cluster, "t", number, 10, begins=True)
+        assert one.write(first, 1.0) == []
