@@ -15,6 +15,7 @@ import trio
 
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
 from kafka_client import ClientError, ClusterClient
+from metadata_service import home_rights
 from metadata_service.asking import FoundGroup, list_groups, topics_by_name
 from metadata_service.failures import DecisionFailed, Undecided
 from metadata_service.group_members import GroupState, describe_group
@@ -161,6 +162,14 @@ async def _ask(member: Member, plan: Plan) -> None:
     ):
         if refusal:
             plan.problems.append(refusal)
+    named = {topic for topic, _ in plan.found.source} | {one for each in plan.state.members for one in each.topics}
+    for lacks in (
+        await home_rights.own(source, name),
+        await home_rights.own(target, name),
+        await home_rights.of_members(source, target, name, named),
+    ):
+        if lacks:
+            plan.problems.append(lacks)
     await _topics(view, target, plan)
     if writing := sorted(await open_transactions(source, name)):
         plan.problems.append(

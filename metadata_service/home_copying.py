@@ -35,6 +35,10 @@ _BUSY = {
 }
 
 
+class Denied(Undecided):
+    """The service may not use the transactional id."""
+
+
 def transaction_of(group: str) -> str:
     """One id a group, of bounded length, that no client may use."""
     return f"{OWN_TRANSACTIONS}home.{hashlib.sha256(group.encode()).hexdigest()[:32]}"
@@ -70,7 +74,7 @@ async def write_positions(client: ClusterClient, group: str, positions: Position
 
 
 async def fence(client: ClusterClient, group: str) -> Message:
-    """Takes the transaction over; what was open is aborted. Raises Undecided."""
+    """Takes the transaction over; what was open is aborted. Raises Undecided, Denied."""
     message: Message = {
         "transactional_id": transaction_of(group),
         "transaction_timeout_ms": TRANSACTION_TIMEOUT_MS,
@@ -137,6 +141,8 @@ async def _ask(
         codes.discard(0)
         if not codes:
             return answer
+        if ERROR.TRANSACTIONAL_ID_AUTHORIZATION_FAILED in codes:
+            raise Denied(client.name, f"the service needs WRITE on transactional id {name!r}")
         if not codes <= _BUSY or trio.current_time() >= deadline:
             raise Undecided(client.name, f"copying the positions of {group!r}: {error_name(max(codes))}")
         failures += 1

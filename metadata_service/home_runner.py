@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from kafka_client import ClusterClient
-from metadata_service import home_copying, models
+from metadata_service import home_copying, home_rights, models
 from metadata_service.asking import FoundGroup, Positions, committed, list_groups
 from metadata_service.carrying import missing
 from metadata_service.failures import DecisionFailed, StubRefused, Undecided
@@ -210,6 +210,13 @@ class _Move:
             refusal = _odd(*kinds) or refusal
             state = await describe_group(source, self._group)
             named = {topic for topic, _ in found.source} | {one for each in state.members for one in each.topics}
+            for missing in (
+                await home_rights.own(source, self._group),
+                await home_rights.own(target, self._group),
+                await home_rights.to_copy(target, self._group),
+                await home_rights.of_members(source, target, self._group, named),
+            ):
+                refusal = refusal or missing
             self._done.looked, self._done.refusal, self._done.topics = True, refusal, tuple(sorted(named))
         ready = not without_stub(view, self._to, self._done.topics)
         return replace(facts, refusal=self._done.refusal, stubs=ready)

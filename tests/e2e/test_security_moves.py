@@ -17,12 +17,24 @@ import pytest
 import trio
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
+from kafka_wire.codec import Message
+from metadata_service.home_copying import transaction_of
 from proxy.identity.acl import Operation, Resource
 from tests.e2e.security_clients import aiokafka_settings
 from tests.fixtures.kfed import Kfed
 from tests.fixtures.names import Names
-from tests.fixtures.security import DENY, PREFIXED, SecuredFederation, acl, grant, make_topics
+from tests.fixtures.security import (
+    DELETE_ACLS,
+    DENY,
+    PREFIXED,
+    SecuredFederation,
+    acl,
+    client_of,
+    grant,
+    make_topics,
+)
 from tools.java_client import Jvm
+from tools.local_cluster import Cluster
 from tools.local_cluster.cluster import Setting
 
 EAST, WEST = "secured-east", "secured-west"
@@ -217,20 +229,113 @@ async def test_clients_are_served_as_themselves_by_the_new_cluster(
     assert all(offset < cut[index] for index, offset in writers["bob"].places), "the service's own rights were used"
 
 
+async def revoke(cluster: Cluster, *acls: Message) -> None:
+    """Take these very rules away."""
+    filters = [
+        {
+            "resource_type_filter": one["resource_type"],
+            "resource_name_filter": one["resource_name"],
+            "pattern_type_filter": one["resource_pattern_type"],
+            "principal_filter": one["principal"],
+            "host_filter": one["host"],
+            "operation": one["operation"],
+            "permission_type": one["permission_type"],
+        }
+        for one in acls
+    ]
+    async with client_of(cluster) as admin:
+        answer = await admin.call(DELETE_ACLS, {"filters": filters})
+    assert not any(one["error_code"] for one in answer["filter_results"]), answer
+
+
 async def test_no_move_takes_rights_away(secured: SecuredFederation, names: Names) -> None:
-    """Rules of other names too are nobody's to create: the plan names them, and what the service itself lacks."""
+    """What is missing is said by the plan; and by the move, which holds nobody's writes before it is there. Here rights
+    go while the mirror waits for one of its own."""
     kfed, topic = Kfed(secured.federation), names.topic("orders")
     await grant(secured.east, *MIRRORS)
     await grant(secured.west, *MIRRORS)
     await make_topics(secured.east, topic)
     await until(lambda: topic in str(secured.federation.ask("/api/v1/topics")))
-    ran = await kfed("migrate", topic, "--to", WEST, "--apply", "--json", check=False)
-    assert ran.status == 1
-    (problem,) = ran.json["problems"]
-    assert "allow User:alice READ from * on topics orders-*" in problem and "--leave-acls" in problem
-    assert "User:bob" not in problem
+
+    async def problem(*more: str) -> str:
+        ran = await kfed("migrate", topic, "--to", WEST, *more, "--apply", "--json", check=False)
+        assert ran.status == 1 and not ran.json["applied"], ran
+        (text,) = ran.json["problems"]
+        return str(text)
+
+    said = await problem()
+    assert "allow User:alice READ from * on topics orders-*" in said and "--leave-acls" in said
+    assert "User:bob" not in said
     denied = acl("kfed", Operation.ALTER_CONFIGS, Resource.TOPIC, topic, permission=DENY)
     await grant(secured.east, denied)
-    ran = await kfed("migrate", topic, "--to", WEST, "--leave-acls", "--apply", "--json", check=False)
-    (problem,) = ran.json["problems"]
-    assert f"{EAST}: the service needs ALTER_CONFIGS on topic '{topic}'" in problem
+    assert f"{EAST}: the service needs ALTER_CONFIGS on topic '{topic}'" in await problem("--leave-acls")
+    await revoke(secured.east, denied)
+
+    operations = (Operation.READ, Operation.WRITE, Operation.CREATE, Operation.DELETE, Operation.DESCRIBE_CONFIGS)
+    everything = [acl("alice", one, Resource.TOPIC, topic) for one in operations]
+    writes = f"kfed-mirror.ship.{topic}.0"
+    stalled = acl("kfed", Operation.WRITE, Resource.TRANSACTIONAL_ID, writes, permission=DENY)
+    await grant(secured.west, *everything, stalled)
+    begun = (await kfed("migrate", topic, "--to", WEST, "--apply", "--json")).json["migrations"][0]["id"]
+
+    def migration() -> Any:
+        return secured.federation.ask(f"/api/v1/operations/{begun}")["migration"]
+
+    def waits(*parts: str) -> Callable[[], bool]:
+        return lambda: all(one in str(migration()["waits"]) for one in parts)
+
+    await until(waits(f"the service needs WRITE on transactional id '{writes}'"))
+    wider = acl("dave", Operation.READ, Resource.TOPIC, topic[:-1], pattern=PREFIXED)
+    await grant(secured.east, denied, wider)
+    await revoke(secured.west, stalled)
+    await until(
+        waits(f"the service needs ALTER_CONFIGS on topic '{topic}'", f"dave READ from * on topics {topic[:-1]}*")
+    )
+    await revoke(secured.east, denied)
+    await revoke(secured.west, denied)  # it may have been followed
+    await until(lambda: waits("dave READ")() and not waits("ALTER_CONFIGS")())
+    assert migration()["attempt"] == 0 and migration()["step"] == "caught_up", migration()
+    await grant(secured.west, wider)
+    await until(lambda: bool(migration()["served"]))
+    assert migration()["attempt"] == 1
+
+
+async def test_a_group_keeps_its_members_rights(secured: SecuredFederation, names: Names) -> None:
+    """What is missing is said while the old home serves; members go on as themselves at the new one."""
+    kfed, topic, group = Kfed(secured.federation), names.topic("shared"), names.group("team")
+    read = [acl("alice", Operation.READ, Resource.GROUP, group)]
+    service = [acl("kfed", one, Resource.GROUP, group) for one in (Operation.READ, Operation.DELETE)]
+    copy = acl("kfed", Operation.WRITE, Resource.TRANSACTIONAL_ID, transaction_of(group), permission=DENY)
+    await grant(secured.east, *MIRRORS, *read)
+    await grant(secured.west, *MIRRORS, copy)
+    await make_topics(secured.east, topic, partitions=2)
+    await seen_by(secured, topic, "alice")
+    move = ("groups", group, "--move-home", WEST)
+    writer, reader = Writer(topic), Reader(topic)
+    config = secured.librdkafka("alice", "tls")
+    async with working(
+        (writer, partial(writer.librdkafka, config)),
+        (reader, partial(reader.librdkafka, config, group)),
+    ):
+        await until(lambda: len(reader.seen) > 20)
+        await until(lambda: group in str(secured.federation.ask("/api/v1/groups")))
+        ran = await kfed(*move, "--apply", "--json", check=False)
+        assert ran.json is not None, ran
+        problems = "\n".join(ran.json["problems"])
+        for cluster in (EAST, WEST):
+            assert f"{cluster}: the service needs READ, DELETE on group '{group}'" in problems
+        assert f"allow User:alice READ from * on group {group}" in problems
+        await grant(secured.east, *service)
+        await grant(secured.west, *service, *read)
+        begun = (await kfed(*move, "--apply", "--json")).json["operation"]
+        await until(lambda: secured.federation.ask(f"/api/v1/operations/{begun}")["state"] == "failed")
+        reason = secured.federation.ask(f"/api/v1/operations/{begun}")["result"]["reason"]
+        assert f"{WEST}: the service needs WRITE on transactional id '{transaction_of(group)}'" in reason
+        await revoke(secured.west, copy)
+        await kfed(*move, "--apply", "--wait")
+        before = len(reader.seen)
+        await until(lambda: len(reader.seen) > before + 50)
+        writer.stopping.set()
+        await until(lambda: set(writer.places) <= set(reader.seen))
+    assert not writer.errors and not reader.errors, (writer.errors, reader.errors)
+    assert (await kfed("groups", group, "--json")).json["home"] == WEST
