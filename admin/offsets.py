@@ -17,6 +17,8 @@ from admin.contract import Document, NotFound, Unavailable, Wrong
 from kafka_client import ClientError, ClusterClient
 from kafka_client.topics import describe
 from metadata_service.member import Member
+from metadata_service.models import PlacementEpoch
+from metadata_service.operations.switching import serving_table
 from offset_sync.kept import SHIP, Held
 from offset_sync.recovered import Inconsistent
 from offset_sync.tables import Following, held
@@ -57,9 +59,13 @@ class Offsets:
         if topic not in view.topics and not mirrors:
             raise NotFound(f"no topic {topic!r}")
         flows = [Flow(one.source, one.target, one.mode) for one in mirrors]
+        served = view.topics.get(topic)
+        placement = served.record.timeline[-1] if served is not None and served.record.epoch else None
         with trio.move_on_after(LIMIT):
             try:
-                return await self.translated(member.clients.get, names, flows, topic, partition, offset, source, target)
+                return await self.translated(
+                    member.clients.get, names, flows, topic, partition, offset, source, target, placement
+                )
             except ClientError as error:
                 raise Unavailable(str(error)) from None
             except (Damaged, Inconsistent) as error:
@@ -76,16 +82,23 @@ class Offsets:
         offset: int,
         source: str,
         target: str,
+        placement: PlacementEpoch | None = None,
     ) -> Document:
-        """The same for given mirrors (`flows`). Raises also ClientError, Damaged, Inconsistent."""
+        """The same for given mirrors (`flows`), and where the topic has moved to. Raises also ClientError, Damaged,
+        Inconsistent."""
         try:
             hops = way(flows, source, target)
         except NoWay:
-            command = shlex.join(["kfed", "mirror", "create", topic, "--from", source, "--to", target])
+            here, there = (source, target) if placement is None or placement.cluster != target else (target, source)
+            command = shlex.join(["kfed", "mirror", "create", topic, "--from", here, "--to", there])
             raise NotFound(f"no mirror of {topic!r} leads from {source} to {target}: {command}") from None
         deadline = trio.current_time() + WAIT
         while True:
             logs = await self.logs(clients, names, flows, hops, topic, partition, source)
+            if placement is not None and placement.cluster in logs:
+                serving = logs[placement.cluster].written.get(SHIP)
+                if serving is not None:  # behind what a mirror wrote lies what clients wrote there
+                    serving_table(serving.table, placement, partition)
             _inside(logs[source], topic, partition, offset, source)
             try:
                 found = Translator(logs, tuple(flows)).translate(hops, offset)

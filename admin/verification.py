@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +147,8 @@ class Verification:
         found = self._kept.get(key)
         if not anew and found is not None and found.until > now and found.clients == clients:
             return found.auditor
-        auditor = Auditor(*clients, mirror.topic, mirror.mode, since=asked.since, rate=asked.rate)
+        opened = _opened(member, mirror)
+        auditor = Auditor(*clients, mirror.topic, mirror.mode, since=asked.since, rate=asked.rate, opened=opened)
         try:
             await auditor.prepare()
         except ClientError as error:
@@ -159,6 +160,15 @@ class Verification:
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return auditor
+
+
+def _opened(member: Member, mirror: MirrorRecord) -> Callable[[int], tuple[int, int]] | None:
+    """Where the mirror's source serves a topic from that has moved there."""
+    served = member.view.topics.get(mirror.topic)
+    if mirror.mode != "ship" or served is None or served.cluster != mirror.source or not served.record.epoch:
+        return None
+    placement = served.record.timeline[-1]
+    return lambda number: (placement.first.get(number, 0), placement.first_physical.get(number, 0))
 
 
 def _parsed(body: Mapping[str, object]) -> tuple[_Request, _Cursor | None]:

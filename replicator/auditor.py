@@ -101,11 +101,13 @@ class Auditor:
         rate: float | None = None,
         read_bytes: int = READ_BYTES,
         source_table: Callable[[str, int], Table] | None = None,
+        opened: Callable[[int], tuple[int, int]] | None = None,
     ) -> None:
         """`since` (Unix ms): nothing in front of the first record of that time or later is compared.
 
         `rate`: bytes a second, of both sides together, None for no limit; `read_bytes`: of one fetch, about.
-        `source_table` gives the table of a source partition; without, the source's own journal tells.
+        `source_table` gives the table of a source partition; without, the source's own journal tells. `opened`: where
+        a source that the topic has moved to serves it from, by partition: (logical, physical) offset.
         """
         self.topic = topic
         self.partitions = 0
@@ -114,6 +116,7 @@ class Auditor:
         self._mode = mode
         self._since = since
         self._source_table = source_table
+        self._opened = opened
         self._limit = Limit(rate)
         self._read_bytes = read_bytes if rate is None else min(read_bytes, max(int(rate / 2), LEAST_READ))
         self._known: _Known | None = None
@@ -263,7 +266,12 @@ class Auditor:
         if self._source_table is not None:
             return self._source_table(self.topic, number)
         stored = self._known.upstream.get(Stream(self._known.source.topic.id, number))
-        return own_table(self.topic, number) if stored is None or stored.state is None else _table(stored)
+        if self._opened is None:
+            return own_table(self.topic, number) if stored is None or stored.state is None else _table(stored)
+        table = Table() if stored is None or stored.state is None else _table(stored)
+        if table.own is None:
+            table.open(*self._opened(number))
+        return table
 
     def _begin(self, number: int, stored: Stored, tables: tuple[Table, Table]) -> tuple[Reach, list[Gap]]:
         assert self._known is not None and stored.state is not None
