@@ -61,13 +61,14 @@ from metadata_service.store.clock import Backoff
 from metadata_service.store.contract import Condition, Operation, Put, Store, Unchanged
 from metadata_service.view import PhysicalTopic
 from offset_sync.varints import Damaged
-from replicator.prepare import Configs, NoSource, is_closed, judge
+from replicator.prepare import Configs, NoSource, is_closed, judge, replicas_of
 from replicator.states import STOPPED
 
 GATHER_SECONDS = 18.0  # for everything that is asked: a request has to be answered in time
 AT_ONCE = 8
 TRIES = 5
 KIND = "migrate"
+FLOOR = "min.insync.replicas"
 BEGUN = "migrations/begun"  # written whenever one is begun: what may be moved depends on the others
 
 
@@ -256,7 +257,12 @@ class Planning:
                     problems += [copy.problem] if copy.problem else []
             if shipped is None:
                 judged = await judge(here.client, there.client, name, ship=True, trial=True)
-                problems += [f"{name}: on {target} {problem}" for problem in judged.problems]
+                floor = int(here.configs[name].values.get(FLOOR) or 1)
+                problems += [
+                    f"{name}: on {target} {problem}"
+                    for problem in judged.problems
+                    if problem.setting != FLOOR or floor <= there.brokers  # else the plan says it, with the way out
+                ]
             ids = [one for one, topics in here.clients.ids.items() if name in topics]
             followed, leave = self._follow_acls, self._wish.options.leave_acls
             found = await asked.lacking(here.client, there.client, name, ids, followed=followed, leave_acls=leave)
@@ -328,22 +334,22 @@ class Planning:
             waits_for=copy.waits_for if copy is not None else 0,
         )
         described = self._notes(record, target, ids, here.clients, gone, share)
-        to_be = will_be if will_be is not None else min(there.defaults.replicas, max(there.brokers, 1))
+        to_be = will_be if will_be is not None else replicas_of(replicas, there.defaults.replicas, there.brokers)
         if to_be < replicas:
             described.append(
                 f"{to_be} replica{'s' if to_be > 1 else ''} on {target} instead of {replicas}: "
                 + (
                     f"it has {there.brokers} brokers"
                     if there.brokers < replicas
-                    else "its default.replication.factor; reassign the partitions there to change that"
+                    else "as the topic there has; reassign its partitions to change that"
                 )
             )
         floor = int(wanted.get("min.insync.replicas") or would_be.get("min.insync.replicas") or 1)
         more = list(problems)
-        if floor > to_be:
+        if to_be < floor <= min(replicas, there.brokers):
             more.append(
                 f"{name}: min.insync.replicas {floor} cannot be met with {to_be} replicas on {target}: every write "
-                "with acks=all would fail; lower it on the topic, or raise default.replication.factor there"
+                "with acks=all would fail; lower it on the topic" + f", or reassign the partitions on {target}"
             )
         return Found(
             subject,
@@ -383,7 +389,8 @@ class Planning:
         for each in sorted(set(ids) & clients.committing):
             out.append(
                 f"transactional id {each!r} also commits positions of a group: that group's home has to be {target} "
-                f"too, since a transaction has one home; kfed groups NAME --home {target}"
+                f"too, since a transaction has one home; kfed groups NAME --move-home {target} --apply, while the "
+                "application has no transaction open"
             )
         return out
 

@@ -63,6 +63,7 @@ class Fetched(NamedTuple):
 class PartitionInfo:
     leader: int  # -1: none at the moment
     leader_epoch: int
+    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,9 @@ async def describe(client: ClusterClient, names: Sequence[str]) -> dict[str, Top
             right = lacking(code, on_topic("DESCRIBE", one["name"]))
             raise Refused(f"{client.name}: topic {one['name']!r}{right}", code)
         partitions = {
-            part["partition_index"]: PartitionInfo(part["leader_id"], part.get("leader_epoch", -1))
+            part["partition_index"]: PartitionInfo(
+                part["leader_id"], part.get("leader_epoch", -1), max(len(part.get("replica_nodes") or ()), 1)
+            )
             for part in one["partitions"]
         }
         out[one["name"]] = TopicInfo(Topic(one["name"], one.get("topic_id", bytes(16))), partitions)

@@ -61,6 +61,7 @@ class Judged:
     alter: Mapping[str, str | None]
     reopen: bool
     problems: tuple[Problem, ...]
+    replicas: int = 1  # the source's
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,8 @@ async def judge(
         if values is not None and ship:
             values = {**values, **drift(wanted.values, values)}
         found = [] if values is None else await _problems(source, target, topic, count, wanted, limit, values)
-        return Judged(topic, count, theirs.topic.id, None, new, None, {}, False, tuple(found))
+        most = max((one.replicas for one in theirs.partitions.values()), default=1)
+        return Judged(topic, count, theirs.topic.id, None, new, None, {}, False, tuple(found), most)
     have = await configs(target, topic)
     reopen = ship and is_closed(have.values)
     alter: Mapping[str, str | None] = {}
@@ -172,11 +174,14 @@ async def _problems(
     )
 
 
-def _creation_request(topic: str, count: int, made: Mapping[str, str], validate_only: bool) -> Message:
+def _creation_request(
+    topic: str, count: int, made: Mapping[str, str], validate_only: bool, replicas: int = -1
+) -> Message:
+    """`replicas`: -1 for what is usual on the target."""
     new: Message = {
         "name": topic,
         "num_partitions": count,
-        "replication_factor": -1,
+        "replication_factor": replicas,
         "configs": [{"name": name, "value": value} for name, value in made.items()],
     }
     return {"topics": [new], "timeout_ms": 10_000, "validate_only": validate_only}
@@ -196,6 +201,23 @@ async def _trial(
         raise _not_created(target, topic, one)
     told = one.get("configs")
     return {each["name"]: each["value"] for each in told} if told else None
+
+
+def replicas_of(source: int, usual: int, brokers: int) -> int:
+    """How many replicas a target gets: as many as the source has and as are usual there, as far as it has brokers."""
+    return min(max(source, usual, 1), max(brokers, 1))
+
+
+async def _replicas(target: ClusterClient, topic: str, judged: Judged) -> int:
+    """For the creation: -1 where what is usual there is enough."""
+    assert judged.create is not None
+    if judged.replicas <= 1 or len(target.brokers) <= 1:
+        return -1
+    request = _creation_request(topic, judged.partitions, judged.create, True)
+    one = (await target.call(CREATE_TOPICS, request, retry=True))["topics"][0]
+    usual: int = one.get("replication_factor", -1) if not one["error_code"] else -1
+    wanted = replicas_of(judged.replicas, usual, len(target.brokers))
+    return -1 if wanted == usual else wanted
 
 
 async def prepare(
@@ -224,7 +246,8 @@ async def prepare(
     if moving and not altered:
         altered = {name: value for name, value in judged.alter.items() if name in SHIPPING}
     if judged.create is not None:
-        request = _creation_request(topic, judged.partitions, judged.create, False)
+        replicas = await _replicas(target, topic, judged)
+        request = _creation_request(topic, judged.partitions, judged.create, False, replicas)
         one = (await target.call(CREATE_TOPICS, request, retry=True))["topics"][0]
         if one["error_code"] not in (0, ERROR.TOPIC_ALREADY_EXISTS):
             raise _not_created(target, topic, one)

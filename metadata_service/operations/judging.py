@@ -237,7 +237,10 @@ def _fits(facts: PlanFacts, one: Subject) -> Iterator[tuple[bool, Finding]]:
         yield not facts.allow.fewer_replicas, Finding(name, "replicas", text)
     floor = _number(there, "min.insync.replicas", 1)
     if floor > min(one.replicas, facts.target_brokers):
-        text = f"min.insync.replicas {floor} cannot be met on {facts.target}: every write with acks=all would fail"
+        text = (
+            f"min.insync.replicas {floor} cannot be met on {facts.target}: every write with acks=all would fail; lower "
+            "it on the topic first"
+        )
         yield True, Finding(name, "min.insync.replicas", text)
 
 

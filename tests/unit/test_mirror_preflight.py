@@ -15,6 +15,7 @@ from metadata_service.models import (
     mirror_key,
 )
 from replicator.preflight import DAY_MS, creation, drift, problems, shipping_drift
+from replicator.prepare import replicas_of
 
 PLAIN = {
     "message.timestamp.type": "CreateTime",
@@ -117,3 +118,13 @@ def test_records_and_keys() -> None:
     assert AssignmentRecord(instance="i", worker=0, partitions=(0, 1), since=1.0).partitions == (0, 1)
     report = ReportRecord(at=1.0, partitions={0: PartitionReport(condition="copying", position=1, end=2)})
     assert report.partitions[0].end == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "usual", "brokers", "made"),
+    [(3, 1, 3, 3), (3, 1, 2, 2), (3, 3, 1, 1), (1, 3, 3, 3), (2, -1, 3, 2), (1, -1, 3, 1), (0, 1, 0, 1)],
+)
+def test_a_target_has_as_many_replicas_as_its_source_where_it_has_the_brokers(
+    source: int, usual: int, brokers: int, made: int
+) -> None:
+    assert replicas_of(source, usual, brokers) == made
