@@ -115,7 +115,8 @@ def _states(facts: Facts) -> Iterator[Finding]:
         names = _names(record.topics)
         look = f"kfed operations {identifier}"
         if record.step in ("failed", "aborted"):
-            if record.step == "failed" and any(newest[name] == identifier for name in record.topics):
+            still = [name for name in record.topics if newest[name] == identifier and _there(facts, record, name)]
+            if record.step == "failed" and still:
                 again = f"kfed migrate {_arguments(record)} --to {record.target}"
                 text = f"moving {names} to {record.target} has failed, {record.source} serves: {record.reason}"
                 yield Finding("warning", "migration", identifier, text, f"{look}; {again}")
@@ -135,6 +136,13 @@ def _states(facts: Facts) -> Iterator[Finding]:
             if record.step in COPYING and one is not None and one.problems:
                 text = f"{name} cannot be copied to {record.target}: {one.problems[0]}"
                 yield Finding("error", "migration", identifier, text, f"kfed mirrors {shlex.quote(name)}")
+
+
+def _there(facts: Facts, record: MigrationRecord, name: str) -> bool:
+    """Whether it is the topic that was to be moved: not where that was deleted."""
+    served = facts.view.topics.get(name)
+    ids = {one.topic_id for one in served.record.timeline} if served is not None else set()
+    return record.topics[name].source_id in ids
 
 
 def _processes(facts: Facts) -> Iterator[Finding]:

@@ -52,7 +52,7 @@ from metadata_service.records import encode
 from metadata_service.status import Facts
 from metadata_service.view import View
 from metadata_service.view_builder import build
-from tests.fixtures.records import cluster, snapshot, topic
+from tests.fixtures.records import cluster, snapshot, topic, topic_id
 
 
 def found(name: str, *, source: str = "east", partitions: int = 1, ids: tuple[str, ...] = (), **more: Any) -> Found:
@@ -269,7 +269,7 @@ def test_the_newest_move_away_tells_of_a_former_copy() -> None:
 # -- while it runs ----------------------------------------------------------------------------------------------------
 
 MOVE = MigrationRecord(
-    id="m1", topics={"orders": Moving(source_id="", partitions=2)}, source="east", target="west", step="ship"
+    id="m1", topics={"orders": Moving(source_id=topic_id(1), partitions=2)}, source="east", target="west", step="ship"
 )
 WORKER = WorkerRecord(instance="a", worker=0, role="proxy", pid=7, host="h", started=1.0, version="1")
 
@@ -352,6 +352,9 @@ def test_a_failure_is_forgotten_once_the_topic_has_moved() -> None:
     failed = msgspec.structs.replace(MOVE, step="failed")
     later = msgspec.structs.replace(MOVE, id="m2", step="done")
     assert not migrated.findings(Facts(view(topic("orders", "west", 1), migrations=(failed, later))))
+    assert migrated.findings(Facts(view(topic("orders", "east", 1), migrations=(failed,))))
+    for there in ((), (topic("orders", "east", 9),)):  # deleted, and another of that name
+        assert not migrated.findings(Facts(view(*there, migrations=(failed,))))
 
 
 def test_metrics() -> None:
