@@ -58,13 +58,19 @@ async def make_stub(
         Undecided: the cluster does not answer, or does not get there, in time.
         StoreError: it could not be recorded.
     """
-    return await _make(store, client, record, topic.name, topic.id, topic.partitions if wanted is None else wanted)
+    return await _make(store, client, record, topic, topic.partitions if wanted is None else wanted)
+
+
+def strange(record: StubRecord, topic: TopicRecord) -> bool:
+    """Whether somebody else's topic stands in: neither made for it, nor its copy, nor where it was served before."""
+    ours = {one.topic_id for one in topic.timeline if one.cluster == record.cluster}
+    return record.borrowed and not record.mirrored and record.topic_id not in ours
 
 
 async def _make(
-    store: Store, client: ClusterClient, record: StubRecord | None, topic: str, stands_for: str, wanted: int
+    store: Store, client: ClusterClient, record: StubRecord | None, served: TopicRecord, wanted: int
 ) -> int:
-    cluster = client.name
+    topic, stands_for, cluster = served.name, served.id, client.name
     key = stub_key(cluster, topic)
     present = (await topics_by_name(client, [topic])).get(topic)
     if record is None:
@@ -90,11 +96,11 @@ async def _make(
     if present is None:
         await _create(client, topic, wanted)
     elif len(present.partitions) < wanted:
-        if record.borrowed and not record.mirrored:
+        if strange(record, served):
             raise StubRefused(cluster, topic, f"another topic of that name is used, and has not {wanted} partitions")
         await _expand(client, topic, wanted)
     found = await known_everywhere(client, topic, wanted)
-    if len(found.partitions) > wanted and record.borrowed and not record.mirrored:
+    if len(found.partitions) > wanted and strange(record, served):
         raise StubRefused(cluster, topic, f"another topic of that name is used, and has {len(found.partitions)}")
 
     def finished(now: StubRecord | None) -> StubRecord:
@@ -108,7 +114,7 @@ async def _make(
 
 def serves(record: StubRecord | None, topic: TopicRecord) -> bool:
     """Whether a stub can stand in for the topic as both are recorded."""
-    fitted = record is not None and (record.mirrored or not record.borrowed)
+    fitted = record is not None and not strange(record, topic)
     return (
         record is not None
         and bool(record.topic_id)

@@ -21,7 +21,7 @@ DELETE_TOPICS, DESCRIBE_PRODUCERS = 20, 61
 Config = dict[str, str | int | float | bool]
 
 
-def write(config: Config, topic: str, count: int, **more: Any) -> None:
+def write(config: Config, topic: str, count: int, partition: int = 0, **more: Any) -> None:
     """Everything acknowledged."""
     failed: list[object] = []
     producer = Producer({**config, **more})
@@ -32,7 +32,7 @@ def write(config: Config, topic: str, count: int, **more: Any) -> None:
         producer.produce(
             topic,
             str(number).encode(),
-            partition=0,
+            partition=partition,
             on_delivery=lambda error, _: failed.append(error) if error else None,
         )
     if "transactional.id" in more:
@@ -40,9 +40,9 @@ def write(config: Config, topic: str, count: int, **more: Any) -> None:
     assert producer.flush(20) == 0 and not failed
 
 
-def offsets(config: Config, topic: str, count: int) -> list[int]:
+def offsets(config: Config, topic: str, count: int, partition: int = 0) -> list[int]:
     consumer = Consumer({**config, "group.id": "reads", "auto.offset.reset": "earliest", "enable.auto.commit": False})
-    consumer.assign([TopicPartition(topic, 0, 0)])
+    consumer.assign([TopicPartition(topic, partition, 0)])
     found = [one.offset() or 0 for one in consumer.consume(count, 20) if not one.error()]
     consumer.close()
     return found
