@@ -22,6 +22,7 @@ from metadata_service.migrating.gathering import Seen
 from metadata_service.migrating.hands import Hands
 from metadata_service.migrating.leaders import Leaders
 from metadata_service.migrating.ledger import Ledger
+from metadata_service.migrating.strangers import make_strangers
 from metadata_service.mirroring import Cyclic
 from metadata_service.operations import commands as asked
 from metadata_service.operations.commands import Command
@@ -83,7 +84,11 @@ class Carrying:
         async def note(cluster: str) -> None:
             self._switches[cluster] = await switches.ensure(self._client(cluster))
 
-        await _together(source, target, partial(note, record.source), partial(note, record.target))
+        async def ids() -> None:
+            clients = self._client(record.source), self._client(record.target)
+            await make_strangers(*clients, record.options.transactional_ids)
+
+        await _together(source, target, partial(note, record.source), partial(note, record.target), ids)
         self.lacks = await self._rights(record)
         self.prepared = not self.lacks
 
@@ -261,7 +266,6 @@ class Carrying:
         if wanted:
             found = (await asking.settings(self._client(cluster), [topic], wanted, own=False)).get(topic)
         if found is None or any(found.get(key) != value for key, value in wanted.items()):
-            log.info("XX", f={k: (found or {}).get(k) for k in wanted}, w=dict(wanted))
             return False
         seen.final_set.add(topic)
         return True
