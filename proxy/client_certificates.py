@@ -139,7 +139,7 @@ class ClientCertificates:
             if isinstance(error, AuthenticationFailed) and sasl is not None:
                 # Expired behind our back, or the brokers' secret changed: the next login makes a new one.
                 vault.forget(cluster, owner, sasl.username)
-            raise ClusterAway(cluster, f"no login for the certificate's principal: {error}") from None
+            raise ClusterAway(cluster, f"no login as the client: {error}") from None
         except trio.TooSlowError:
             raise ClusterAway(cluster, f"no login within {LOGIN_TIMEOUT:g} s") from None
 

@@ -134,9 +134,9 @@ class FarLane(Lane):
                 nursery.start_soon(self._write, channel)
                 await self._read(channel)
         except* (ClusterAway, ChannelClosed, DecodeError) as group:
-            log.info(
-                "forwarding was interrupted", cluster=self.cluster, broker=self.broker, why=str(group.exceptions[0])
-            )
+            # One that could not be had is tried again with each write: a line each would tell nothing new.
+            told = log.debug if channel is None else log.info
+            told("forwarding was interrupted", cluster=self.cluster, broker=self.broker, why=str(group.exceptions[0]))
             self._session.around.federation.refresh(self.cluster)
         finally:
             self.ended = True
