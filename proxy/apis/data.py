@@ -31,7 +31,7 @@ from proxy.apis.moved import (
     translated,
     why_not,
 )
-from proxy.apis.transactions import has_moved, note_refused
+from proxy.apis.transactions import STRANGERS, has_moved, note_refused
 from proxy.moving.judging import judged
 from proxy.moving.placing import cut_down, reading
 from proxy.session.judge import FETCH, FETCH_TOPIC_IDS_FROM, PRODUCE
@@ -102,12 +102,13 @@ class Split:
         return response
 
     def _unknown_producers(self, response: Message) -> None:
-        """Of an id whose home has moved: 49 would be fatal, an abort brings it a producer id of its new home."""
+        """Of an id whose home has moved: these would be fatal, an abort brings it a producer id of its new home. Who
+        has been fenced indeed is told so then."""
         if self.version < ABORTABLE_FROM or not has_moved(self.view, self.request["transactional_id"]):
             return
         for topic in response["responses"]:
             for part in topic["partition_responses"]:
-                if part["error_code"] == ERROR.INVALID_PRODUCER_ID_MAPPING:
+                if part["error_code"] in STRANGERS:
                     part["error_code"] = int(ERROR.TRANSACTION_ABORTABLE)
 
 

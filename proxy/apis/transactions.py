@@ -42,8 +42,8 @@ LIMIT = 20_000  # refused transactions remembered
 
 NOBODY: Message = {"producer_id": -1, "producer_epoch": -1}
 
-# What a coordinator answers to a producer of an id that it knows otherwise.
-_STRANGERS = frozenset((ERROR.PRODUCER_FENCED, ERROR.INVALID_PRODUCER_EPOCH, ERROR.INVALID_PRODUCER_ID_MAPPING))
+# What is answered to a producer of an id that a coordinator knows otherwise.
+STRANGERS = frozenset((ERROR.PRODUCER_FENCED, ERROR.INVALID_PRODUCER_EPOCH, ERROR.INVALID_PRODUCER_ID_MAPPING))
 _NOT_NOW = frozenset((ERROR.NOT_COORDINATOR, ERROR.COORDINATOR_NOT_AVAILABLE, ERROR.COORDINATOR_LOAD_IN_PROGRESS))
 _refused: OrderedDict[str, None] = OrderedDict()
 
@@ -88,7 +88,7 @@ async def init_producer_id(call: Call, version: int, request: Message) -> Messag
     await require_transaction(call, transactional_id)
     note_written(transactional_id)
     response = await forward(call, call.view, INIT, request)
-    if response["error_code"] in _STRANGERS and request.get("producer_id", -1) >= 0:
+    if response["error_code"] in STRANGERS and request.get("producer_id", -1) >= 0:
         try:
             if await _newest_before(call, transactional_id, request["producer_id"], request["producer_epoch"]):
                 return await forward(call, call.view, INIT, {**request, **NOBODY})
@@ -174,7 +174,8 @@ async def add_partitions(call: Call, version: int, request: Message) -> Message:
     answer = await forward(call, view, ADD_PARTITIONS, {**request, "v3_and_below_topics": here})
     results = answer["results_by_topic_v3_and_below"]
     for one in (each for topic in results for each in topic["results_by_partition"]):
-        one["partition_error_code"] = _of_moved(view, transactional_id, one["partition_error_code"])
+        producer = request["v3_and_below_producer_id"], request["v3_and_below_producer_epoch"]
+        one["partition_error_code"] = await _of_moved(call, transactional_id, *producer, one["partition_error_code"])
     if any(not one["partition_error_code"] for topic in results for one in topic["results_by_partition"]):
         note_written(transactional_id)
     answer["results_by_topic_v3_and_below"] = in_order(topics, "name", results, refused)
@@ -195,7 +196,8 @@ async def add_offsets(call: Call, version: int, request: Message) -> Message:
         abortable = version >= ABORTABLE_FROM[ADD_OFFSETS]
         return {"error_code": ERROR.TRANSACTION_ABORTABLE if abortable else ERROR.GROUP_AUTHORIZATION_FAILED}
     response = await forward(call, call.latest(), ADD_OFFSETS, request)
-    response["error_code"] = _of_moved(call.view, transactional_id, response["error_code"])
+    producer = request["producer_id"], request["producer_epoch"]
+    response["error_code"] = await _of_moved(call, transactional_id, *producer, response["error_code"])
     if response["error_code"] == ERROR.NONE:
         note_written(transactional_id)
     return response
@@ -209,12 +211,10 @@ async def end_txn(call: Call, version: int, request: Message) -> Message:
     response = await forward(call, call.view, END, request)
     if response["error_code"] == ERROR.INVALID_TXN_STATE and transactional_id in _refused:
         response["error_code"] = ERROR.NONE
-    elif (
-        response["error_code"] == ERROR.INVALID_PRODUCER_ID_MAPPING
-        and not request["committed"]
-        and has_moved(call.view, transactional_id)
-    ):
-        await _nothing_to_abort(call, version, request, response)
+    elif not request["committed"]:
+        producer = request["producer_id"], request["producer_epoch"]
+        if await _of_moved(call, transactional_id, *producer, response["error_code"]) == ERROR.UNKNOWN_PRODUCER_ID:
+            await _nothing_to_abort(call, version, request, response)
     return response
 
 
@@ -247,11 +247,15 @@ async def _newest_before(call: Call, transactional_id: str, producer_id: int, ep
     return not state["error_code"] and (state["producer_id"], state["producer_epoch"]) == (producer_id, epoch)
 
 
-def _of_moved(view: View, transactional_id: str, code: int) -> int:
-    """A coordinator that does not know the producer: 49 is fatal for newer Java clients. Upon 59 all of them abort, and
-    get a new producer id from the coordinator they have now."""
-    unknown = code == ERROR.INVALID_PRODUCER_ID_MAPPING and has_moved(view, transactional_id)
-    return int(ERROR.UNKNOWN_PRODUCER_ID) if unknown else code
+async def _of_moved(call: Call, transactional_id: str, producer_id: int, epoch: int, code: int) -> int:
+    """A coordinator that does not know the producer: 49 is fatal for newer Java clients, and 47 and 90 for all, where
+    it has the same producer id by chance. Upon 59 all of them abort, and get a new producer id from the coordinator
+    they have now. Raises ClusterAway, Refused."""
+    if code not in STRANGERS or not has_moved(call.view, transactional_id):
+        return code
+    if code == ERROR.INVALID_PRODUCER_ID_MAPPING or await _newest_before(call, transactional_id, producer_id, epoch):
+        return int(ERROR.UNKNOWN_PRODUCER_ID)
+    return code
 
 
 async def _nothing_to_abort(call: Call, version: int, request: Message, response: Message) -> None:
@@ -267,7 +271,7 @@ async def _nothing_to_abort(call: Call, version: int, request: Message, response
             "producer_epoch": request["producer_epoch"],
         }
         given = await call.ask(call.cluster, INIT, asked, broker=call.broker)
-        if given["error_code"] in _STRANGERS and await _newest_before(
+        if given["error_code"] in STRANGERS and await _newest_before(
             call, request["transactional_id"], request["producer_id"], request["producer_epoch"]
         ):
             given = await call.ask(call.cluster, INIT, asked | NOBODY, broker=call.broker)

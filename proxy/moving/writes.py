@@ -23,6 +23,7 @@ from metadata_service.operations.fence import Write
 from metadata_service.view import ServedTopic
 from proxy.apis.contract import Refused
 from proxy.apis.moved import produce_answered, produce_asked, translated
+from proxy.apis.transactions import STRANGERS
 from proxy.moving.lanes import Batch, FarLane, Lane, OwnLane
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ class ClientWrites:
                 for entry in one["partition_responses"]:
                     found[topic.name, entry["index"]] = entry
         for entry in found.values():
-            if sent[0].request.home is not None and entry["error_code"] == ERROR.INVALID_PRODUCER_ID_MAPPING:
+            if sent[0].request.home is not None and entry["error_code"] in STRANGERS:
                 entry["error_code"] = int(self.fence.unknown_producer(sent[0].request))
         for part in sent:
             place = (part.write.topic, part.write.partition)
