@@ -15,12 +15,17 @@ from typing import Any
 import aiokafka
 import pytest
 import trio
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from kafka_wire.codec import Message
+from kafka_wire.errors import ERROR
+from kafka_wire.frames import parse_response
 from metadata_service.home_copying import transaction_of
 from proxy.identity.acl import Operation, Resource
+from tests.e2e.raw import connected
 from tests.e2e.security_clients import aiokafka_settings
+from tests.e2e.test_security_sasl import log_in
 from tests.fixtures.kfed import Kfed
 from tests.fixtures.names import Names
 from tests.fixtures.security import (
@@ -37,6 +42,7 @@ from tools.java_client import Jvm
 from tools.local_cluster import Cluster
 from tools.local_cluster.cluster import Setting
 
+PRODUCE, SASL_HANDSHAKE, INIT_PRODUCER_ID = 0, 17, 22
 EAST, WEST = "secured-east", "secured-west"
 PAYLOAD = "a-payload-nobody-logs"
 # What mirrors need besides what the fixture's service may do.
@@ -339,3 +345,56 @@ async def test_a_group_keeps_its_members_rights(secured: SecuredFederation, name
         await until(lambda: set(writer.places) <= set(reader.seen))
     assert not writer.errors and not reader.errors, (writer.errors, reader.errors)
     assert (await kfed("groups", group, "--json")).json["home"] == WEST
+
+
+async def test_a_new_login_ends_the_hold_of_what_came_before_it(secured: SecuredFederation, names: Names) -> None:
+    """What is held would else go on under a login that the broker may have refused meanwhile. Here the first write of a
+    transaction is held, for as long as another one is open."""
+    kfed, topic, other = Kfed(secured.federation), names.topic("shared"), names.group("shared")
+    await grant(secured.east, *MIRRORS)
+    await grant(secured.west, *MIRRORS)
+    await make_topics(secured.east, topic)
+    await seen_by(secured, topic, "alice")
+    opened = Producer({**secured.librdkafka("alice", "tls"), "transactional.id": f"{other}-open", "log_level": 0})
+
+    def begin() -> None:
+        opened.init_transactions(20)
+        opened.begin_transaction()
+        opened.produce(topic, PAYLOAD.encode())
+        assert opened.flush(20) == 0
+
+    await trio.to_thread.run_sync(begin)
+    handshake = {"mechanism": "PLAIN"}
+    async with connected(int(secured.east.addresses()[0].rpartition(":")[2])) as raw:
+        await log_in(raw)
+        expected = (await raw.ask(SASL_HANDSHAKE, 1, handshake))["error_code"]
+    async with connected(secured.ports["plain"]) as raw:
+        await log_in(raw)
+        asked = {
+            "transactional_id": other,
+            "transaction_timeout_ms": 20_000,
+            "producer_id": -1,
+            "producer_epoch": -1,
+        }
+        made = await raw.ask(INIT_PRODUCER_ID, 4, asked)
+        assert not made["error_code"], made
+        begun = (await kfed("migrate", topic, "--to", WEST, "--apply", "--json")).json["migrations"][0]["id"]
+
+        def progress() -> Any:
+            return secured.federation.ask(f"/api/v1/operations/{begun}")["migration"]
+
+        await until(lambda: "open transactions" in str(progress()["waits"]))
+        builder = DefaultRecordBatchBuilder(2, 0, 1, made["producer_id"], made["producer_epoch"], 0, 1 << 16)
+        builder.append(0, 1_700_000_000_000, None, PAYLOAD.encode(), [])
+        data = {"name": topic, "partition_data": [{"index": 0, "records": memoryview(bytes(builder.build()))}]}
+        message = {"transactional_id": other, "acks": -1, "timeout_ms": 5000, "topic_data": [data]}
+        await raw.send(PRODUCE, 12, message)
+        with trio.move_on_after(0.5) as held:
+            await raw.answer()
+        assert held.cancelled_caught and progress()["step"] == "drain"
+        await raw.send(SASL_HANDSHAKE, 1, handshake)
+        (answer,) = parse_response(PRODUCE, 12, await raw.answer())[1]["responses"]
+        assert answer["partition_responses"][0]["error_code"] == ERROR.NOT_LEADER_OR_FOLLOWER
+        assert parse_response(SASL_HANDSHAKE, 1, await raw.answer())[1]["error_code"] == expected
+    await trio.to_thread.run_sync(opened.commit_transaction, 20)
+    await until(lambda: bool(progress()["served"]))
