@@ -61,7 +61,7 @@ class Estate:
         self.port, *rest = ports.numbers
         brokers, admins = rest[:BROKER_PORTS], rest[BROKER_PORTS:]
         listener = {"bind": "127.0.0.1", "port": self.port, "broker_ports": f"{brokers[0]}-{brokers[-1]}"}
-        settings = {
+        self.settings = settings = {
             "federation": "estate",
             "store": {"kind": "etcd", "endpoints": [etcd.endpoint]},
             "clusters": {one.name: cluster_settings(one) for one in clusters},
