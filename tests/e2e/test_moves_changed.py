@@ -20,6 +20,7 @@ from tests.fixtures.kfed import Kfed
 from tests.fixtures.mirrors import log_of
 from tests.fixtures.names import Names
 from tests.history.loads import create
+from tools.java_client import Jvm
 from tools.local_cluster import Cluster
 from tools.local_federation import Federation
 
@@ -152,3 +153,35 @@ async def test_a_copy_of_a_moved_topic(federation: Federation, names: Names) -> 
         copied = await translated(physical, "west", "east")
         assert await translated(copied, "east", "west") == physical
     await kfed("mirror", "remove", topic, "--from", "west", "--to", "east", "--apply")
+
+
+async def test_what_its_kind_allows(federation: Federation, jvm: Jvm, names: Names) -> None:
+    """A share group's position stays with its cluster; internal topics of an application move together."""
+    kfed, topic, group, config = Kfed(federation), names.topic("jobs"), names.group("share"), federation.librdkafka()
+    create(config, topic, 1)
+    async with jvm.admin(federation.java()) as admin, jvm.share_consumer(federation.java(), group=group) as consumer:
+        await admin.done("alter_configs", changes=[["group", group, "share.auto.offset.reset", "earliest"]])
+        await blocking(write, config, topic, 3)
+        await consumer.subscribe(topic)
+        taken = 0
+        with trio.fail_after(BOUND):
+            while taken < 3:
+                taken += len(await consumer.take(1, 1.0, once=True))
+        refused = await kfed("migrate", topic, "--to", "west", "--apply", "--json", check=False)
+    (line,) = refused.json["migrations"][0]["topics"]
+    assert refused.status == 1 and line["kinds"] == ["share"] and not refused.json["applied"]
+    assert "acquired records" in refused.json["problems"][0] and any(group in one for one in line["notes"])
+
+    made = [
+        names.topic("app") + f"-KSTREAM-AGGREGATE-STATE-STORE-0000000003-{kind}"
+        for kind in ("changelog", "repartition")
+    ]
+    for one in made:
+        create(config, one, 1)
+    (problem,) = (await kfed("migrate", made[0], "--to", "west", "--json", check=False)).json["problems"]
+    assert made[1] in problem
+    done = (await kfed("migrate", *made, "--to", "west", "--apply", "--wait", "--json")).json
+    (move,) = done["migrations"]
+    assert [one["topic"] for one in move["topics"]] == made and {one["kinds"][0] for one in move["topics"]} == {
+        "streams"
+    }
