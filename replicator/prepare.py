@@ -244,7 +244,9 @@ async def prepare(
         raise StillClosed(f"{target.name}: {topic!r}", ERROR.POLICY_VIOLATION, why)
     altered = judged.alter if follow or judged.reopen else {}
     if moving and not altered:
-        altered = {name: value for name, value in judged.alter.items() if name in SHIPPING}
+        # Also the policy: a former copy that compacts refuses records without keys. The plan knows whose copy it is.
+        needed = {*SHIPPING, "cleanup.policy"}
+        altered = {name: value for name, value in judged.alter.items() if name in needed}
     if judged.create is not None:
         replicas = await _replicas(target, topic, judged)
         request = _creation_request(topic, judged.partitions, judged.create, False, replicas)

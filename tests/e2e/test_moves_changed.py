@@ -95,6 +95,17 @@ async def test_partitions_and_settings_that_come_during_a_move(
     assert await blocking(offsets, config, topic, 7, 2) == list(range(7))
 
 
+async def test_a_former_copy_that_compacts(federation: Federation, names: Names) -> None:
+    """It is gone on with, though what was written since has no keys."""
+    kfed, topic, config = Kfed(federation), names.topic("policy"), federation.librdkafka()
+    create(config, topic, 1, **{"cleanup.policy": "compact"})
+    await kfed("migrate", topic, "--to", "west", "--apply", "--wait")
+    await blocking(alter, config, topic, "cleanup.policy", "delete")
+    await blocking(write, config, topic, 10)
+    await kfed("migrate", topic, "--rollback", "--apply", "--wait")
+    assert await blocking(offsets, config, topic, 10) == list(range(10))
+
+
 def into(config: Config, topic: str, partition: int, count: int) -> None:
     write(config, topic, count, partition=partition)
 
