@@ -40,7 +40,7 @@ from proxy.identity.asking import Asking
 from proxy.identity.settings import IdentitySettings, ServiceClients
 from proxy.moving.lifting import Lifter
 from proxy.moving.tables import MovedTables
-from proxy.moving.worker import WorkerFence
+from proxy.moving.worker import RULES_WITHIN, WorkerFence
 from proxy.session.call import SessionCall
 from proxy.session.session import Session
 from proxy.session.surroundings import Surroundings
@@ -156,6 +156,20 @@ class Worker:
             self._open_to_all = bool(kinds) and all(kind == "none" for kind in kinds) and len(logins) == 1
             await self.member.following.changed_or(view, 2.0)
             await trio.sleep(0.05)  # under a storm of changes, often enough
+
+    async def _watch_homes(self, pool: CallerPool) -> None:
+        """Members of a group that moves are judged by its new home's rules as they are when the move begins: they were
+        compared before."""
+        view, known = self.view, set[tuple[str, str]]()
+        while True:
+            moves = [one for one in view.groups.values() if one.move is not None and not self._open_to_all]
+            found = {(one.name, one.move.operation): one.move.to for one in moves if one.move is not None}
+            for cluster in {found[key] for key in found.keys() - known}:
+                with trio.move_on_after(RULES_WITHIN):
+                    await pool.acls.renew(cluster)
+            known, groups = set(found), view.groups
+            while view.groups is groups:
+                view = await self.member.following.changed(view)
 
     # -- connections ----------------------------------------------------------------------------------------------
 
@@ -385,6 +399,7 @@ class Worker:
             self.metrics.gauge(gauge, value)
         nursery.start_soon(pool.run)
         nursery.start_soon(self._watch_authority, pool)
+        nursery.start_soon(self._watch_homes, pool)
         self.tables = MovedTables(self.member.clients.get, lambda: self.view)
         await nursery.start(self.tables.run, following.changed_or)
         translation.install(self.tables, self.tables)
