@@ -167,8 +167,9 @@ def _asyncio(some: Collection[Callable[[], Coroutine[Any, Any, None]]]) -> Work:
     return _thread(lambda: asyncio.run(together()))
 
 
-def whole(names: Names, per_second: int = 40) -> Fleet:
-    """Every kind of client there is, on two topics of three partitions each."""
+def whole(names: Names, per_second: int = 40, *, killed: bool = False) -> Fleet:
+    """Every kind of client there is, on two topics of three partitions each. Where processes are `killed`, aiokafka is
+    left out with acks=0: its producer does not get over a connection that is reset while it sends (0.14)."""
     orders, ledger = names.topic("orders"), names.topic("ledger")
     plain = {"enable.idempotence": "false", "max.in.flight.requests.per.connection": "5", "acks": "all"}
 
@@ -198,7 +199,7 @@ def whole(names: Names, per_second: int = 40) -> Fleet:
             "aiokafka": [
                 aio("a-once", enable_idempotence=True),
                 aio("a-plain", acks="all"),
-                aio("a-acks0", acks=0),
+                *([] if killed else [aio("a-acks0", acks=0)]),
             ],
             "java": [
                 Producing("j-once", orders, once, per_second),

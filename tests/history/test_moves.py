@@ -138,7 +138,7 @@ async def test_moves_that_nobody_notices(endpoint: Federation, jvm: Jvm, names: 
 
 @pytest.mark.timeout(300)
 async def test_moves_while_processes_die_and_sleep(endpoint: Federation, jvm: Jvm, names: Names) -> None:
-    await moved_under_faults(whole(names), endpoint, jvm, chosen(names), FAULTS)
+    await moved_under_faults(whole(names, killed=True), endpoint, jvm, chosen(names), FAULTS)
 
 
 @pytest.mark.soak
@@ -148,7 +148,7 @@ async def test_many_moves_that_nobody_notices(endpoint: Federation, jvm: Jvm, na
 
 @pytest.mark.soak
 async def test_many_moves_while_processes_die_and_sleep(endpoint: Federation, jvm: Jvm, names: Names) -> None:
-    await moved_under_faults(whole(names), endpoint, jvm, chosen(names), LONG_FAULTS)
+    await moved_under_faults(whole(names, killed=True), endpoint, jvm, chosen(names), LONG_FAULTS)
 
 
 # -- the judge sees what is wrong
