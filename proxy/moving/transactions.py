@@ -10,7 +10,9 @@ import trio
 from kafka_client import ClientError, ClusterClient
 from kafka_client.cluster import TRANSACTION
 from kafka_wire.codec import Message
+from metadata_service.following import Following
 from proxy.moving.writes import first_batch
+from proxy.session.session import Session
 from runtime import logging
 
 log = logging.get(__name__)
@@ -65,3 +67,19 @@ class OpenTransactions:
             and (state["producer_id"], state["producer_epoch"]) == producer
             for topic in state["topics"]
         }
+
+
+class BeginningCall:
+    """A call that waits because it would begin a transaction. Once it is decided it counts as being judged again."""
+
+    def __init__(self, session: Session, following: Following) -> None:
+        self.cluster = ""  # where it may go; "": nowhere
+        self.decided = trio.Event()
+        self._session = session
+        self._following = following
+
+    def decide(self, cluster: str) -> None:
+        self.cluster = cluster
+        revision = self._following.view.revision
+        self._session.handling = min(revision, self._session.handling or revision)
+        self.decided.set()

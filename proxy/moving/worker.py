@@ -39,7 +39,7 @@ from offset_sync.guard import Verdict
 from proxy.apis.transactions import note_refused
 from proxy.moving.contract import UNKNOWN, Guards
 from proxy.moving.reporting import Known, Reporting
-from proxy.moving.transactions import OpenTransactions
+from proxy.moving.transactions import BeginningCall, OpenTransactions
 from proxy.moving.writes import ClientWrites, Part, Request
 from proxy.session import responses
 from proxy.session.session import Kind, Session, Slot
@@ -98,7 +98,7 @@ class WorkerFence:
         self._open = OpenTransactions()
         self._clock = clock
         self._parts: dict[int, Part] = {}
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, BeginningCall] = {}
         self._known: dict[str, Known] = {}
         self._parked: dict[str, set[tuple[Session, Slot]]] = {}
         self._number = 0
@@ -477,7 +477,7 @@ class WorkerFence:
         """Wait as long as a call must that would begin a transaction on these topics; whether it may be made now, on
         the connection's own cluster."""
         topics = list(topics)
-        calls = [_Call(session, self._following) for _ in topics]
+        calls = [BeginningCall(session, self._following) for _ in topics]
         out: list[Action] = []
         session.handling = None  # while it waits the fence judges it, by what is newest
         for call, topic in zip(calls, topics, strict=True):
@@ -598,19 +598,3 @@ class WorkerFence:
             await self._lifting.lift(record, revision)
         finally:
             known.lifting = False
-
-
-class _Call:
-    """A call that waits because it would begin a transaction. Once it is decided it counts as being judged again."""
-
-    def __init__(self, session: Session, following: Following) -> None:
-        self.cluster = ""  # where it may go; "": nowhere
-        self.decided = trio.Event()
-        self._session = session
-        self._following = following
-
-    def decide(self, cluster: str) -> None:
-        self.cluster = cluster
-        revision = self._following.view.revision
-        self._session.handling = min(revision, self._session.handling or revision)
-        self.decided.set()
