@@ -403,6 +403,7 @@ class Worker:
         self.tables = MovedTables(self.member.clients.get, lambda: self.view)
         await nursery.start(self.tables.run, following.changed_or)
         translation.install(self.tables, self.tables)
+        self.metrics.gauge("kfed_translated_partitions", lambda: float(self.tables.partitions))
         lifter = Lifter(self.member)
         self.around.moving = WorkerFence(
             self.member.store,

@@ -138,6 +138,12 @@ METRICS = (
         "Connections and requests that the federation refused, by reason.",
     ),
     Described("kfed_buffered_bytes", "gauge", (), "Bytes of frames that are held whole at this moment."),
+    Described(
+        "kfed_translated_partitions",
+        "gauge",
+        (),
+        "Partitions of moved topics whose offset tables this process keeps.",
+    ),
     Described("kfed_held_write_seconds", "histogram", (), "How long writes to topics that were being moved were held."),
     Described(
         "kfed_forwarded_writes_total",

@@ -187,6 +187,11 @@ class MovedTables:
         self._nursery: trio.Nursery | None = None
         self._hurried: dict[str, int] = {}  # by cluster: how many wait for a switch
 
+    @property
+    def partitions(self) -> int:
+        """Whose tables are kept at present."""
+        return sum(len(copy.kept) for side in self._sides.values() for copy in side.copies.values())
+
     # -- tables ---------------------------------------------------------------------------------------------------
 
     def table(self, topic: ServedTopic, partition: int) -> Table | None:

@@ -95,8 +95,10 @@ async def test_a_target_is_ready_when_its_last_checkpoint_is_there(east: Cluster
         for side in made._sides.values():
             if topic in side.copies:
                 side.forget(topic)
+        assert made.partitions == 0
         with trio.fail_after(10):
             await made.arrived([(switched, range(2))])
+        assert made.partitions == 2
         again_shown = made.table(switched, 1)
         assert again_shown is not None and again_shown.logical(opened[1]) == 3
         nursery.cancel_scope.cancel()
