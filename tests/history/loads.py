@@ -16,8 +16,8 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 import trio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError as AioKafkaError
-from confluent_kafka import Consumer, KafkaError, Message, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from tests.history.history import History
 from tools.java_client import Jvm
@@ -72,9 +72,26 @@ class Load:
 
 
 def create(config: Mapping[str, Setting], topic: str, partitions: int = 3, **topic_config: str) -> None:
-    """A topic, through whatever `config` names."""
+    """A topic, through whatever `config` names, once all of its leaders answer: a moment earlier they refuse first
+    writes, and a library that sends those again reorders them where its producer is not idempotent."""
     admin = AdminClient({**config, "log_level": 0})
     admin.create_topics([NewTopic(topic, num_partitions=partitions, config=topic_config)])[topic].result(30)
+    led(admin, topic, partitions)
+
+
+def led(admin: AdminClient, topic: str, partitions: int) -> None:
+    """Until all leaders of the topic answer."""
+    ends = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    asked = {TopicPartition(topic, number): ends for number in range(partitions)}
+    deadline = time.monotonic() + FIRST
+    while True:
+        try:
+            for one in admin.list_offsets(asked, request_timeout=5).values():
+                one.result(10)
+            return
+        except KafkaException:
+            assert time.monotonic() < deadline, f"{topic} has no leaders"
+            time.sleep(0.1)
 
 
 @contextmanager
