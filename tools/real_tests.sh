@@ -11,8 +11,8 @@ most=${3:-0}
 quiet=(-q -m "not soak and not bench")
 lanes=(store integration history endpoint)
 declare -A paths=(
-    [store]=tests/store
-    [integration]=tests/integration
+    [store]="tests/store tests/integration/test_[a-l]*.py"
+    [integration]="tests/integration/test_[m-z]*.py"
     [history]="tests/history tests/e2e/test_[a-h]*.py"
     [endpoint]="tests/e2e/test_[i-z]*.py"
 )
