@@ -16,6 +16,7 @@ from admin.contract import Document
 from admin.verification import Verification
 from cli.main import main
 from metadata_service.models import MirrorRecord
+from metadata_service.view import View
 from replicator.auditor import Auditor
 from tests.fixtures.audits import audited_when
 from tests.fixtures.mirrors import create
@@ -66,7 +67,7 @@ async def test_mirrors_are_verified_from_the_command_line(
         ]
         by_name = {one.name: one for one in (there, target)}
         member = SimpleNamespace(
-            view=SimpleNamespace(mirrors={(one.target, one.topic, one.source): one for one in records}),
+            view=View(mirrors={(one.target, one.topic, one.source): one for one in records}),
             clients=SimpleNamespace(get=by_name.get),
         )
         office = Verifying(member)
