@@ -44,7 +44,14 @@ def topics(federation: Federation) -> dict[str, str]:
 def fill(bootstrap: str, topic: str, count: int) -> None:
     """Records in batches of one size, whatever else the machine does meanwhile: topics are compared with each other."""
     client = Producer(
-        {"bootstrap.servers": bootstrap, "batch.num.messages": 64, "linger.ms": 2000, "compression.type": "none"}
+        {
+            "bootstrap.servers": bootstrap,
+            "queue.buffering.max.messages": 1_000_000,
+            "queue.buffering.max.kbytes": 2_000_000,
+            "batch.num.messages": 64,
+            "linger.ms": 2000,
+            "compression.type": "none",
+        }
     )
     value = os.urandom(BIG)
     for number in range(count + PARTITIONS):

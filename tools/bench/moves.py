@@ -267,6 +267,10 @@ def main() -> int:
         print(f"Machine: {machine()}.\nCommand: `make bench-move` (`python -m tools.bench.moves`).\n")
         print(f"{PARTITIONS} partitions, {given.megabytes:g} MB/s; two proxy workers; all of it on one machine.\n")
         print(report(alone, given.moves), flush=True)
+        there = TARGETS[given.moves % 2]
+        if there != TARGETS[1]:  # where it was made
+            argv = [program(), "migrate", SMALL, "--to", there, "--apply", "--wait", "--admin", federation.admin]
+            subprocess.run(argv, check=True, capture_output=True, timeout=MOVE)
         with Jvm(full_jit=True) as jvm:
             together = trio.run(measure, federation, jvm, given.moves // 2, rate, TARGETS[(given.moves + 1) % 2])
         print("\nTogether with a second topic, and with the clients of three libraries on the same machine:\n")
