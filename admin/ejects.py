@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import trio
 
 from admin.contract import Conflict, Document, NotFound, Unavailable, Wrong
-from kafka_client import ClusterClient
 from metadata_service.asking import FoundGroup, list_groups, topics_by_name
 from metadata_service.ejecting import Reader, moved, readers
 from metadata_service.failures import DecisionFailed, Undecided
@@ -159,19 +158,12 @@ def _bound(member: Member, plan: Plan) -> None:
         )
 
 
-def _client(member: Member, cluster: str) -> ClusterClient:
-    client = member.clients.get(cluster)
-    if client is None:
-        raise Undecided(cluster, "not an active cluster")
-    return client
-
-
 async def _ask(member: Member, plan: Plan) -> None:
     view, record, name = member.view, plan.record, plan.record.name
     active = [one for one, known in view.clusters.items() if known.record.state == "active"]
     groups: dict[str, dict[str, FoundGroup]] = {}
     for cluster in sorted(active):
-        client = _client(member, cluster)
+        client = member.clients.active(cluster)
         groups[cluster] = await list_groups(client)
         stub = view.stubs.get((cluster, name))
         if cluster == record.cluster or (stub is not None and not stub.borrowed):
@@ -203,7 +195,7 @@ async def _subscribed(
     ]
     out: set[str] = set()
     for cluster, name in live[:DESCRIBED]:
-        state = await describe_group(_client(member, cluster), name)
+        state = await describe_group(member.clients.active(cluster), name)
         if any(topic in one.topics for one in state.members):
             out.add(name)
     return out

@@ -136,16 +136,9 @@ async def begin_move(member: Member, facts: Facts, name: str, target: str, by: s
 # -- asking -----------------------------------------------------------------------------------------------------------
 
 
-def _client(member: Member, cluster: str) -> ClusterClient:
-    client = member.clients.get(cluster)
-    if client is None:
-        raise Undecided(cluster, "not an active cluster")
-    return client
-
-
 async def _ask(member: Member, plan: Plan) -> None:
     view, name = member.view, plan.record.name
-    source, target = _client(member, plan.record.cluster), _client(member, plan.target)
+    source, target = member.clients.active(plan.record.cluster), member.clients.active(plan.target)
     listed = {one.name: (await list_groups(one)).get(name) for one in (source, target)}
     odd = sorted({one.kind for one in listed.values() if one is not None and one.kind in ("share", "streams")})
     plan.known_there = listed[target.name] is not None

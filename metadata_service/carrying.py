@@ -98,7 +98,7 @@ class Carrying:
                     log.warning("positions could not be copied yet", group=name, source=cluster, error=str(error))
 
     async def _one(self, view: View, record: HomeRecord, cluster: str, *, live: bool) -> None:
-        home, source = self._client(record.cluster), self._client(cluster)
+        home, source = self._member.clients.active(record.cluster), self._member.clients.active(cluster)
         key, now = (record.name, cluster), trio.current_time()
         if live and now - self._kept.setdefault(key, now) < self._keep_alive:
             return
@@ -121,12 +121,6 @@ class Carrying:
         left = {key: position for key, position in left.items() if key not in here}
         await commit(home, record.name, left, spoken)
         log.info("positions copied", group=record.name, source=cluster, home=home.name, partitions=len(left))
-
-    def _client(self, cluster: str) -> ClusterClient:
-        client = self._member.clients.get(cluster)
-        if client is None:
-            raise Undecided(cluster, "not an active cluster")
-        return client
 
 
 async def commit(

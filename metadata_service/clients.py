@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from kafka_client import ClusterClient, Sasl, Secret, SecretFile, SecretValue, Security, Tls
+from metadata_service.failures import Undecided
 from metadata_service.models import ClusterRecord
 from runtime.settings import Cluster
 from runtime.settings import Sasl as SaslSettings
@@ -56,6 +57,13 @@ class Clients:
 
     def get(self, cluster: str) -> ClusterClient | None:
         return self._clients.get(cluster)
+
+    def active(self, cluster: str) -> ClusterClient:
+        """The client of a cluster that must be asked. Raises Undecided: it is not an active one."""
+        client = self._clients.get(cluster)
+        if client is None:
+            raise Undecided(cluster, "not an active cluster")
+        return client
 
     def close(self) -> None:
         for one in self._clients.values():

@@ -91,9 +91,7 @@ async def plan_home(member: Member, name: str, cluster: str) -> Plan:
 async def _must_not_leave_commits(member: Member, record: HomeRecord) -> None:
     """Commits of topics that do not come from the old home would count no longer."""
     view = member.view
-    client = member.clients.get(record.cluster)
-    if client is None:
-        raise Undecided(record.cluster, "not an active cluster")
+    client = member.clients.active(record.cluster)
     here = await committed(client, record.name, view.clusters[client.name].snapshot.versions, stable=True)
     left = sorted(
         {name for name, _ in here if name in view.topics and not comes_from(view.topics[name].record, client.name)}

@@ -129,7 +129,7 @@ class Reader:
 async def readers(member: Member, record: TopicRecord, groups: Iterable[HomeRecord]) -> list[Reader]:
     """All groups with positions in the topic at their home, translated. Raises Undecided."""
     view = member.view
-    serving = _client(member, record.cluster)
+    serving = member.clients.active(record.cluster)
     physical = Physical(serving, record)
     out: list[Reader] = []
     failed: list[Undecided] = []
@@ -138,7 +138,7 @@ async def readers(member: Member, record: TopicRecord, groups: Iterable[HomeReco
     async def one(home: HomeRecord) -> None:
         try:
             async with slots:
-                at = _client(member, home.cluster)
+                at = member.clients.active(home.cluster)
                 found = await committed(at, home.name, _spoken(view, at.name), stable=True)
                 mine = {key: each for key, each in found.items() if key[0] == record.name}
                 if not mine:
@@ -157,13 +157,6 @@ async def readers(member: Member, record: TopicRecord, groups: Iterable[HomeReco
     if failed:
         raise failed[0]
     return sorted(out, key=lambda each: each.group)
-
-
-def _client(member: Member, cluster: str) -> ClusterClient:
-    client = member.clients.get(cluster)
-    if client is None:
-        raise Undecided(cluster, "not an active cluster")
-    return client
 
 
 def _spoken(view: View, cluster: str) -> Mapping[int, tuple[int, int]]:
@@ -235,7 +228,7 @@ class _Eject:
         """Positions of every group on the cluster that keeps the topic. May be done again: then it writes the same."""
         try:
             found = await readers(self._member, record, list(self._member.view.groups.values()))
-            client = _client(self._member, self._cluster)
+            client = self._member.clients.active(self._cluster)
             for one in found:
                 if one.writes:
                     await carrying.commit(client, one.group, one.writes, _spoken(self._member.view, client.name))

@@ -335,9 +335,7 @@ class WorkerFederation:
         missing = [name for name in dict.fromkeys(topics) if not _has_stub(view, cluster, name)]
         if not missing:
             return
-        client = self._clients.get(cluster)
-        if client is None:
-            raise Undecided(cluster, "not an active cluster")
+        client = self._clients.active(cluster)
         failed: list[StubRefused | Undecided | StoreError] = []
 
         async def make(name: str) -> None:
@@ -417,10 +415,7 @@ class WorkerFederation:
         return answers
 
     async def _ask_named(self, cluster: str, ask: Callable[[ClusterClient], Awaitable[Listed]]) -> Listed:
-        client = self._clients.get(cluster)
-        if client is None:
-            raise Undecided(cluster, "not an active cluster")
-        return await ask(client)
+        return await ask(self._clients.active(cluster))
 
     async def _group_exists(self, cluster: str, group: str) -> bool:
         client = self._clients.get(cluster)

@@ -167,12 +167,6 @@ class _Move:
 
     # -- facts ----------------------------------------------------------------------------------------------------
 
-    def _client(self, cluster: str) -> ClusterClient:
-        client = self._member.clients.get(cluster)
-        if client is None:
-            raise Undecided(cluster, "not an active cluster")
-        return client
-
     async def _facts(self, record: HomeRecord | None, revision: int) -> Facts:
         done = self._done
         facts = Facts(record, None, done.refusal, copied=done.copied, undone=done.undone, cleaned=done.cleaned)
@@ -180,13 +174,13 @@ class _Move:
             if self._step == "prepare":
                 facts = await self._prepared(facts)
             if self._step in ("prepare", "gather", "close"):
-                self._state = await describe_group(self._client(self._source), self._group)
+                self._state = await describe_group(self._member.clients.active(self._source), self._group)
                 members = tuple(str(one) for one in self._state.members)
                 refusal = facts.refusal or refusal_of(self._state, GroupState(), self._source, self._to)
                 facts = replace(facts, members=members, refusal=refusal)
             if self._step == "close" and not done.looked:
                 # It may have come into being only now, as one of a kind that cannot be described with the others.
-                done.refusal = _odd((await list_groups(self._client(self._source))).get(self._group))
+                done.refusal = _odd((await list_groups(self._member.clients.active(self._source))).get(self._group))
                 done.looked = True
                 facts = replace(facts, refusal=facts.refusal or done.refusal)
             if self._step in ("prepare", "close"):
@@ -200,7 +194,7 @@ class _Move:
         """Both sides are read once; what is missing at the target is looked at again and again."""
         view = self._member.view
         if not self._done.looked:
-            source, target = self._client(self._source), self._client(self._to)
+            source, target = self._member.clients.active(self._source), self._member.clients.active(self._to)
             found = await contents(view, self._group, source, target)
             there = await describe_group(target, self._group)
             kinds = {(await list_groups(source)).get(self._group), (await list_groups(target)).get(self._group)}
@@ -229,13 +223,13 @@ class _Move:
             if command == "stubs":
                 await self._member.federation.ensure_stubs(self._to, done.topics)
             elif command == "evict":
-                await evict(self._client(self._source), self._group, self._state)
+                await evict(self._member.clients.active(self._source), self._group, self._state)
             elif command == "copy":
                 await self._copy()
             elif command == "undo":
                 await self._undo()
             elif command == "clean":
-                source = self._client(self._source)
+                source = self._member.clients.active(self._source)
                 await evict(source, self._group, await describe_group(source, self._group))
                 await home_copying.delete_group(source, self._group)
                 done.cleaned = True
@@ -248,7 +242,7 @@ class _Move:
             done.trouble = ""
 
     async def _copy(self) -> None:
-        source, target = self._client(self._source), self._client(self._to)
+        source, target = self._member.clients.active(self._source), self._member.clients.active(self._to)
         now = await open_transactions(source, self._group)
         if self._done.open is None:
             self._done.open = now
@@ -265,7 +259,7 @@ class _Move:
         self._done.copied = True
 
     async def _undo(self) -> None:
-        target = self._client(self._to)
+        target = self._member.clients.active(self._to)
         await home_copying.fence(target, self._group)
         if not self._known_there:
             await home_copying.delete_group(target, self._group)

@@ -263,9 +263,7 @@ class Topics:
 
     async def created(self, cluster: str, names: set[str]) -> None:
         """Record topics that were just created on `cluster`, and wait until they are served with all partitions."""
-        client = self._clients.get(cluster)
-        if client is None:
-            raise Undecided(cluster, "not an active cluster")
+        client = self._clients.active(cluster)
         backoff = Backoff(0.02, 0.25)
         found: dict[str, PhysicalTopic] = {}
         with trio.move_on_after(SHOWN):
@@ -371,11 +369,9 @@ class Topics:
         slots = trio.CapacityLimiter(AT_ONCE)
 
         async def expand(cluster: str, topic: str) -> None:
-            client = self._clients.get(cluster)
             try:
+                client = self._clients.active(cluster)
                 async with slots:
-                    if client is None:
-                        raise Undecided(cluster, "not an active cluster")
                     stub = view.stubs.get((cluster, topic))
                     revision = await make_stub(self._store, client, stub, view.topics[topic].record, counts[topic])
                     await self._following.reached(revision)

@@ -11,7 +11,7 @@ from functools import partial
 
 import trio
 
-from kafka_client import ClientError, ClusterClient
+from kafka_client import ClientError
 from kafka_client.topics import TopicInfo, describe
 from kafka_wire.acls import TOPIC, TRANSACTIONAL_ID
 from metadata_service.failures import DecisionFailed, Undecided
@@ -82,10 +82,10 @@ class Carrying:
             await self._connect(leaders)
 
         async def note(cluster: str) -> None:
-            self._switches[cluster] = await switches.ensure(self._client(cluster))
+            self._switches[cluster] = await switches.ensure(self._member.clients.active(cluster))
 
         async def ids() -> None:
-            clients = self._client(record.source), self._client(record.target)
+            clients = self._member.clients.active(record.source), self._member.clients.active(record.target)
             await make_strangers(*clients, record.options.transactional_ids)
 
         await _together(source, target, partial(note, record.source), partial(note, record.target), ids)
@@ -94,7 +94,7 @@ class Carrying:
 
     async def _rights(self, record: MigrationRecord) -> str:
         """What the service would miss during the hold, or clients after it. Raises ClientError, Undecided."""
-        source, target = self._client(record.source), self._client(record.target)
+        source, target = self._member.clients.active(record.source), self._member.clients.active(record.target)
         found = await rights.own(source, rights.ON_SOURCE, record.topics)
         found += await rights.own(target, rights.ON_TARGET, record.topics)
         if not record.options.leave_acls:
@@ -161,7 +161,7 @@ class Carrying:
                 case asked.RemoveMirror():
                     pass  # with its CloseCopy
                 case asked.EndTransactions():
-                    client = self._client(one.cluster)
+                    client = self._member.clients.active(one.cluster)
                     ids, topics = one.transactional_ids, tuple(record.topics)
                     first.append(partial(changing.end_transactions, self._hands, client, ids, topics))
                 case asked.Empty():
@@ -197,15 +197,9 @@ class Carrying:
 
     # -- one by one -----------------------------------------------------------------------------------------------
 
-    def _client(self, cluster: str) -> ClusterClient:
-        client = self._member.clients.get(cluster)
-        if client is None:
-            raise Undecided(cluster, "not an active cluster")
-        return client
-
     def leaders(self, cluster: str) -> Leaders:
         """Raises Undecided."""
-        client = self._client(cluster)
+        client = self._member.clients.active(cluster)
         known = self._leaders.get(cluster)
         if known is None or known.client is not client:
             known = self._leaders[cluster] = Leaders(client)
@@ -217,14 +211,18 @@ class Carrying:
         return self._guard
 
     async def _alter(self, cluster: str, values: Mapping[str, Mapping[str, str | None]]) -> None:
-        await changing.alter(self._hands, self._client(cluster), values)
+        await changing.alter(self._hands, self._member.clients.active(cluster), values)
 
     async def _open_copy(self, source: str, one: asked.OpenCopy) -> None:
         """A copy takes what its source does: where that takes more than is usual, it has to be said."""
-        client = self._client(one.cluster)
+        client = self._member.clients.active(one.cluster)
         found = (await asking.settings(client, [one.topic])).get(one.topic)
         if found is not None and looks_closed(found):
-            theirs = (await asking.settings(self._client(source), [one.topic])).get(one.topic, {}).get(MAX_MESSAGE)
+            theirs = (
+                (await asking.settings(self._member.clients.active(source), [one.topic]))
+                .get(one.topic, {})
+                .get(MAX_MESSAGE)
+            )
             more = theirs is not None and int(theirs) > DEFAULT_MAX_MESSAGE
             values = {**dict.fromkeys(CLOSED), MAX_MESSAGE: theirs if more else None}
             await changing.alter(self._hands, client, {one.topic: values})
@@ -246,7 +244,7 @@ class Carrying:
         if topic is None:  # whatever there is of that name is a topic of its own
             seen.closed_copies.add(one.topic)
             return
-        client = self._client(one.cluster)
+        client = self._member.clients.active(one.cluster)
         found = (await asking.settings(client, [one.topic])).get(one.topic)
         if found is not None and not looks_closed(found):
             await changing.alter(self._hands, client, {one.topic: dict(CLOSED)})
@@ -257,14 +255,14 @@ class Carrying:
             log.debug(
                 "a target gets its final settings", topic=one.topic, cluster=one.cluster, names=sorted(one.settings)
             )
-            await changing.alter(self._hands, self._client(one.cluster), {one.topic: one.settings})
+            await changing.alter(self._hands, self._member.clients.active(one.cluster), {one.topic: one.settings})
             seen.final_set.add(one.topic)
 
     async def final(self, topic: str, cluster: str, wanted: Mapping[str, str], seen: Seen) -> bool:
         """Whether the target's topic has its final configuration already. Raises ClientError."""
         found: Mapping[str, str | None] | None = {}
         if wanted:
-            found = (await asking.settings(self._client(cluster), [topic], wanted, own=False)).get(topic)
+            found = (await asking.settings(self._member.clients.active(cluster), [topic], wanted, own=False)).get(topic)
         if found is None or any(found.get(key) != value for key, value in wanted.items()):
             return False
         seen.final_set.add(topic)
@@ -276,11 +274,11 @@ class Carrying:
 
     async def settings(self, record: MigrationRecord, seen: Seen) -> None:
         """The source's. Raises ClientError, Undecided."""
-        seen.settings = await asking.settings(self._client(record.source), sorted(record.topics))
+        seen.settings = await asking.settings(self._member.clients.active(record.source), sorted(record.topics))
 
     async def target_ids(self, record: MigrationRecord, seen: Seen) -> None:
         """The target's topics, as far as they are there. Raises ClientError."""
-        found = await describe(self._client(record.target), sorted(record.topics))
+        found = await describe(self._member.clients.active(record.target), sorted(record.topics))
         seen.target_ids = {name: one.topic.id.hex() for name, one in found.items()}
 
     async def _probe(self, one: asked.Probe, record: MigrationRecord, seen: Seen) -> None:
@@ -327,10 +325,10 @@ class Carrying:
             seen.ends = ends
 
     async def _transactions(self, one: asked.AskTransactions, seen: Seen) -> None:
-        seen.transactions = await asking.transactions(self._client(one.cluster), frozenset(one.topics))
+        seen.transactions = await asking.transactions(self._member.clients.active(one.cluster), frozenset(one.topics))
 
     async def _write_switch(self, cluster: str, record: MigrationRecord, seen: Seen) -> None:
-        client = self._client(cluster)
+        client = self._member.clients.active(cluster)
         if cluster not in self._switches:
             self._switches[cluster] = await switches.ensure(client)
         known = {name: found.value for name in record.topics if (found := self._ledger.topic(name)) is not None}
